@@ -1,0 +1,66 @@
+"""Certified machine unlearning for JAX: make a trained model provably forget."""
+
+import importlib.metadata
+
+from certunlearn.accounting import (
+    best_steps,
+    delta,
+    epsilon,
+    epsilon_curve,
+    noise_scale,
+    total_variation,
+)
+from certunlearn.accounting.interpolation import gdp_mu
+from certunlearn.batches import batch_indices
+from certunlearn.certificates import Certificate, Verification, certify, verify
+from certunlearn.files import load_params, params_digest, save_params
+from certunlearn.gradients import clipped_value_and_grad
+from certunlearn.history import PrivateHistory, UnlearningState, load_state, save_state
+from certunlearn.keys import Keys, split_key, system_keys
+from certunlearn.mechanisms import GradientClipping
+from certunlearn.model_state import recompute_statistics
+from certunlearn.transforms import (
+    add_gaussian_noise,
+    clip_by_global_norm,
+    clip_params,
+    decay_toward,
+    noisy_sgd,
+)
+from certunlearn.unlearning import UnlearningResult, unlearn
+
+__version__ = importlib.metadata.version("certunlearn")
+
+__all__ = [
+    "Certificate",
+    "GradientClipping",
+    "Keys",
+    "PrivateHistory",
+    "UnlearningResult",
+    "UnlearningState",
+    "Verification",
+    "add_gaussian_noise",
+    "batch_indices",
+    "best_steps",
+    "certify",
+    "clip_by_global_norm",
+    "clip_params",
+    "clipped_value_and_grad",
+    "decay_toward",
+    "delta",
+    "epsilon",
+    "epsilon_curve",
+    "gdp_mu",
+    "load_params",
+    "load_state",
+    "noise_scale",
+    "noisy_sgd",
+    "params_digest",
+    "recompute_statistics",
+    "save_params",
+    "save_state",
+    "split_key",
+    "system_keys",
+    "total_variation",
+    "unlearn",
+    "verify",
+]

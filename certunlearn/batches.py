@@ -1,0 +1,68 @@
+"""Batches of retain data: drawn on the device, without replacement within an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from certunlearn import checks
+
+
+def data_size(data: Any, name: str = "retain_data") -> int:
+    """Number of examples in a pytree of arrays with a common leading axis.
+
+    Raises:
+      ValueError: if there is no array, no example, or the leading axes differ.
+    """
+    leaves = jax.tree.leaves(data)
+    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError(f"{name} must be a pytree of arrays with a leading axis of examples")
+    sizes = {leaf.shape[0] for leaf in leaves}
+    if len(sizes) > 1:
+        raise ValueError(f"{name} must have one leading axis length, got {sorted(sizes)}")
+    size = sizes.pop()
+    if size == 0:
+        raise ValueError(f"{name} must hold at least one example, got 0")
+    return size
+
+
+def check_batch_size(batch_size: int, size: int) -> int:
+    """Returns `batch_size`, or raises ValueError if an epoch of `size` examples holds no batch."""
+    batch_size = checks.positive_int("batch_size", batch_size)
+    if batch_size > size:
+        raise ValueError(f"batch_size must be at most the number of examples, {size}, "
+                         f"got {batch_size}")
+    return batch_size
+
+
+def epoch_order(key: jax.Array, epoch: int, size: int) -> jax.Array:
+    """int32 `[size]`: the order of the examples in epoch number `epoch`."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+
+
+def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
+    """The indices of each step's batch, as `unlearn` draws them.
+
+    Each epoch is a fresh random order of all examples, cut into batches; a remainder smaller than
+    a batch is left out. The order depends on the key and the sizes only, never on parameters.
+
+    Args:
+      key: the data key; see `split_key`.
+      size: number of examples.
+      batch_size: examples in a batch.
+      steps: number of batches.
+
+    Yields:
+      int32 `[batch_size]` index arrays, `steps` of them.
+
+    >>> [b.shape for b in batch_indices(jax.random.key(0), size=10, batch_size=4, steps=3)]
+    [(4,), (4,), (4,)]
+    """
+    batch_size = check_batch_size(batch_size, size)
+    per_epoch = size // batch_size
+    for step in range(steps):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0:
+            order = epoch_order(key, epoch, size)
+        yield order[position * batch_size : (position + 1) * batch_size]

@@ -1,0 +1,421 @@
+"""The public record of an unlearning run, and its check by recomputing.
+
+A certificate holds nothing that depends on the private run except the digest of the released
+parameters: it can be published beside the model. Everything it claims follows from the numbers it
+records, so whoever holds it can derive the claim again without trusting whoever issued it.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from typing import Any
+
+import numpy as np
+
+from certunlearn import accounting, checks, files, mechanisms
+
+SCHEMA = "certunlearn.certificate/1"
+
+# Recomputing on another machine may differ in the last digits of a special function.
+_TOLERANCE = 1e-9
+
+_NUMBER = (int, float)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (str,),
+    "mechanism": (dict,),
+    "noise_scale": (int, float, list),
+    "epsilon": _NUMBER,
+    "delta": _NUMBER,
+    "mu": _NUMBER,
+    "total_variation": _NUMBER,
+    "accountant": (str,),
+    "steps_run": (int,),
+    "coverage": (dict,),
+    "assumptions": (list,),
+    "key_source": (str,),
+    "versions": (dict,),
+    "retain_size": (int, type(None)),
+    "forget_size": (int, type(None)),
+    "finetune_steps": (int,),
+    "created": (str,),
+    "params_digest": (str,),
+    "record_digest": (str,),
+}
+_COVERAGE: dict[str, type] = {
+    "parameters": int,
+    "leaves": int,
+    "dtypes": list,
+    "frozen": list,
+    "frozen_parameters": int,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What was done, what it guarantees, and what that rests on.
+
+    Guarantee:
+      If every sentence of `assumptions` holds, the released parameters are (epsilon, delta)-
+      indistinguishable, in both directions, from those of the reference process, which never saw
+      the forget set: for every event E, P(E) <= e^epsilon * P_reference(E) + delta and the other
+      way round.
+
+    Attributes:
+      schema: version of this record's format.
+      mechanism: the mechanism's name and all its parameters, schedules as lists, for the whole
+        plan; `steps_run` of its steps were run.
+      noise_scale: standard deviation of the noise in every coordinate, in parameter units, one
+        number or one for each planned step.
+      epsilon: the claim's epsilon, for the steps that were run.
+      delta: the claim's delta.
+      mu: Gaussian-DP parameter of the run by shifted interpolation.
+      total_variation: no event is more likely than under the reference by more than this.
+      accountant: which accountant derived epsilon.
+      steps_run: number of noisy steps that were run.
+      coverage: how many parameters and leaves the guarantee covers, their dtypes, and the paths
+        and number of the frozen ones, which it does not.
+      assumptions: what the claim rests on, in sentences.
+      key_source: how the noise key was drawn; never the key.
+      versions: of the software that ran.
+      retain_size: number of retain examples, or None if not said.
+      forget_size: number of forget examples, or None if not said.
+      finetune_steps: noiseless steps after the noisy ones (free: post-processing).
+      created: when, in UTC (ISO 8601).
+      params_digest: SHA-256 of the released parameters, as `params_digest` computes it.
+      record_digest: SHA-256 of all other fields. It catches accidents and careless edits; it is
+        no signature, so it does not say *who* issued the certificate.
+    """
+
+    schema: str
+    mechanism: dict[str, Any]
+    noise_scale: float | list[float]
+    epsilon: float
+    delta: float
+    mu: float
+    total_variation: float
+    accountant: str
+    steps_run: int
+    coverage: dict[str, Any]
+    assumptions: list[str]
+    key_source: str
+    versions: dict[str, str]
+    retain_size: int | None
+    forget_size: int | None
+    finetune_steps: int
+    created: str
+    params_digest: str
+    record_digest: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the certificate as JSON; `path` is replaced whole or not at all."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        files.write_atomically(path, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Certificate":
+        """Reads a certificate and checks its format; `verify` checks what it claims.
+
+        Raises:
+          OSError: if the file cannot be read.
+          ValueError: if it is not a well-formed certificate, saying what is wrong.
+        """
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            record = json.loads(content.decode(), parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} is not a certificate: not valid JSON ({error})"
+            ) from error
+        problems = _format_problems(record)
+        if problems:
+            raise ValueError(f"{os.fspath(path)!r} is not a certificate: {'; '.join(problems)}")
+        return cls(**record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of `verify`; true in a boolean context only if nothing is wrong.
+
+    Attributes:
+      ok: whether the claim holds as recorded.
+      problems: what is wrong, a sentence each; empty if `ok`.
+      summary: what the certificate says, for people.
+    """
+
+    ok: bool
+    problems: tuple[str, ...]
+    summary: str
+
+    def __bool__(self) -> bool:
+        """Whether the claim holds as recorded."""
+        return self.ok
+
+
+def certify(
+    mechanism: mechanisms.GradientClipping,
+    *,
+    noise_scale: Any,
+    delta: float,
+    params: Any,
+    epsilon: float | None = None,
+    accountant: str = "interpolation",
+    steps_run: int | None = None,
+    frozen: Any = (),
+    key_source: str = "not said",
+    retain_size: int | None = None,
+    forget_size: int | None = None,
+    finetune_steps: int = 0,
+) -> Certificate:
+    """Issues the certificate of a run, for `unlearn` and for hand-written loops.
+
+    Args:
+      mechanism: the planned run.
+      noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
+      delta: the claim's delta.
+      params: the released parameters, a pytree of arrays.
+      epsilon: the epsilon that `noise_scale` was calibrated for. It is recorded as it is if the
+        whole plan was run and recomputing confirms it; otherwise the recomputed one is recorded.
+      accountant: `"interpolation"` or `"closed-form"`. A run stopped before its plan's end where
+        the closed form does not hold is certified by interpolation.
+      steps_run: noisy steps that were run, if fewer than planned.
+      frozen: paths of the leaves that were kept fixed, as `named_leaves` names them.
+      key_source: how the noise key was drawn, in words. Never the key.
+      retain_size: number of retain examples.
+      forget_size: number of forget examples.
+      finetune_steps: noiseless steps after the noisy ones.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if one is out of range, or the calibrated epsilon does not hold.
+
+    Guarantee:
+      The certificate claims only what `accounting.epsilon` derives from the recorded numbers.
+      That the run was really so is the issuer's word, listed in `assumptions`.
+    """
+    delta = checks.open_unit("delta", delta)
+    scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    steps_run = mechanism.steps if steps_run is None else steps_run
+    run, run_scale = mechanism.first(steps_run), _first(scale, steps_run)
+    try:
+        actual = accounting.epsilon(run, noise_scale=run_scale, delta=delta, accountant=accountant)
+    except ValueError:
+        if steps_run == mechanism.steps:
+            raise
+        accountant = "interpolation"
+        actual = accounting.epsilon(run, noise_scale=run_scale, delta=delta)
+    if not math.isfinite(actual):
+        raise ValueError(f"noise_scale={noise_scale!r} is too small to certify any finite epsilon")
+    if epsilon is not None and steps_run == mechanism.steps:
+        epsilon = checks.positive("epsilon", epsilon)
+        if actual > epsilon * (1 + _TOLERANCE):
+            raise ValueError(
+                f"epsilon={epsilon!r} does not hold: noise_scale={noise_scale!r} gives {actual!r}"
+            )
+        if actual >= epsilon * (1 - _TOLERANCE):
+            actual = epsilon
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "mechanism": mechanisms.to_record(mechanism),
+        "noise_scale": list(scale) if isinstance(scale, tuple) else scale,
+        "epsilon": actual,
+        "delta": delta,
+        "mu": accounting.mu(run, noise_scale=run_scale),
+        "total_variation": accounting.total_variation(run, noise_scale=run_scale),
+        "accountant": accountant,
+        "steps_run": steps_run,
+        "coverage": _coverage(params, frozen),
+        "assumptions": list(mechanism.assumptions),
+        "key_source": key_source,
+        "versions": _versions(),
+        "retain_size": retain_size,
+        "forget_size": forget_size,
+        "finetune_steps": finetune_steps,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "params_digest": files.params_digest(params),
+    }
+    record["record_digest"] = _record_digest(record)
+    problems = _format_problems(record)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return Certificate(**record)
+
+
+def verify(certificate: Certificate, params: Any = None) -> Verification:
+    """Derives a certificate's claim again from what it records.
+
+    Args:
+      certificate: as issued or loaded.
+      params: the released parameters, to be held against the recorded digest; a pytree, or the
+        flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
+
+    Returns:
+      A `Verification`: test it like a boolean; `problems` says what is wrong.
+
+    Guarantee:
+      A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
+      delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
+      the certificate was issued for. It cannot tell whether the issuer told the truth.
+    """
+    record = dataclasses.asdict(certificate)
+    problems = _format_problems(record)
+    if not problems:
+        problems = _digest_problems(record) + _claim_problems(certificate)
+        if params is not None:
+            problems += _params_problems(certificate, params)
+    summary = "malformed certificate" if _format_problems(record) else _summary(certificate)
+    return Verification(ok=not problems, problems=tuple(problems), summary=summary)
+
+
+def _format_problems(record: Any) -> list[str]:
+    if not isinstance(record, dict):
+        return ["not a JSON object"]
+    if set(record) != set(_FIELDS):
+        missing = sorted(set(_FIELDS) - set(record))
+        unknown = sorted(set(record) - set(_FIELDS))
+        return [f"missing fields: {missing}"] * bool(missing) + [
+            f"unknown fields: {unknown}"
+        ] * bool(unknown)
+    problems = [
+        f"{name} has the wrong type: {record[name]!r}"
+        for name, kinds in _FIELDS.items()
+        if not isinstance(record[name], kinds) or isinstance(record[name], bool)
+    ]
+    if problems:
+        return problems
+    if record["schema"] != SCHEMA:
+        problems.append(f"schema must be {SCHEMA!r}, got {record['schema']!r}")
+    coverage = record["coverage"]
+    if set(coverage) != set(_COVERAGE) or any(
+        not isinstance(coverage[name], kind) or isinstance(coverage[name], bool)
+        for name, kind in _COVERAGE.items()
+    ):
+        problems.append(f"coverage must hold {', '.join(_COVERAGE)}, got {coverage!r}")
+    elif coverage["parameters"] < 1:
+        problems.append(f"coverage must name at least one parameter, got {coverage!r}")
+    for name in ("retain_size", "forget_size", "finetune_steps"):
+        least = 0 if name != "retain_size" else 1
+        if record[name] is not None and record[name] < least:
+            problems.append(f"{name} must be at least {least}, got {record[name]}")
+    for name in ("params_digest", "record_digest"):
+        digest = record[name]
+        if len(digest) != 64 or any(c not in "0123456789abcdef" for c in digest):
+            problems.append(f"{name} must be 64 hexadecimal digits, got {digest!r}")
+    for name in ("epsilon", "mu", "total_variation"):
+        if not (math.isfinite(record[name]) and record[name] >= 0):
+            problems.append(f"{name} must be finite and not negative, got {record[name]!r}")
+    if not 0 < record["delta"] < 1:
+        problems.append(f"delta must be strictly between 0 and 1, got {record['delta']!r}")
+    return problems
+
+
+def _digest_problems(record: dict[str, Any]) -> list[str]:
+    if record["record_digest"] == _record_digest(record):
+        return []
+    return ["record_digest does not match: a field was altered after the certificate was issued"]
+
+
+def _claim_problems(certificate: Certificate) -> list[str]:
+    try:
+        planned = mechanisms.from_record(certificate.mechanism)
+        run = planned.first(certificate.steps_run)
+        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
+        run_scale = _first(scale, certificate.steps_run)
+        derived = {
+            "epsilon": accounting.epsilon(
+                run,
+                noise_scale=run_scale,
+                delta=certificate.delta,
+                accountant=certificate.accountant,
+            ),
+            "mu": accounting.mu(run, noise_scale=run_scale),
+            "total_variation": accounting.total_variation(run, noise_scale=run_scale),
+        }
+    except (TypeError, ValueError) as error:
+        return [f"the claim cannot be derived: {error}"]
+    problems = []
+    for name, value in derived.items():
+        recorded = getattr(certificate, name)
+        if not math.isclose(recorded, value, rel_tol=_TOLERANCE, abs_tol=1e-15):
+            problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
+    if certificate.assumptions != list(planned.assumptions):
+        problems.append("the assumptions are not those of the mechanism")
+    return problems
+
+
+def _params_problems(certificate: Certificate, params: Any) -> list[str]:
+    digest = files.params_digest(params)
+    if digest == certificate.params_digest:
+        coverage = _coverage(params, certificate.coverage["frozen"])
+        if coverage == certificate.coverage:
+            return []
+        return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
+    return [
+        f"params are not the released ones: their SHA-256 is {digest}, the certificate is for "
+        f"{certificate.params_digest}"
+    ]
+
+
+def _coverage(params: Any, frozen: Any) -> dict[str, Any]:
+    named = files.named_leaves(params)
+    frozen = sorted(frozen)
+    unknown = [name for name in frozen if name not in named]
+    if unknown:
+        raise ValueError(f"frozen names no leaf of params: {unknown}; there are {list(named)}")
+    covered = [leaf for name, leaf in named.items() if name not in frozen]
+    return {
+        "parameters": sum(leaf.size for leaf in covered),
+        "leaves": len(covered),
+        "dtypes": sorted({leaf.dtype.name for leaf in covered}),
+        "frozen": frozen,
+        "frozen_parameters": sum(named[name].size for name in frozen),
+    }
+
+
+def _first(scale: checks.PerStep, steps: int) -> checks.PerStep:
+    return scale[:steps] if isinstance(scale, tuple) else scale
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != "record_digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("certunlearn", "jax", "jaxlib", "optax", "numpy", "scipy")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number that a certificate may hold")
+
+
+def _summary(certificate: Certificate) -> str:
+    record, coverage = certificate.mechanism, certificate.coverage
+    noise = np.asarray(certificate.noise_scale)
+    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
+    lines = [
+        f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
+        f"{record.get('reference')!r}, by the {certificate.accountant} accountant",
+        f"mechanism           {record.get('name')}, {certificate.steps_run} of "
+        f"{record.get('steps')} noisy steps, then {certificate.finetune_steps} without noise",
+        f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
+        f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",
+        f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
+        f"noise key           {certificate.key_source}",
+        f"created             {certificate.created}",
+        f"parameters SHA-256  {certificate.params_digest}",
+        "It holds provided that:",
+        *(f"  - {sentence}" for sentence in certificate.assumptions),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""The operator's private record of a run. Nothing in this file may leave with a released model."""
+
+import dataclasses
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from certunlearn import files
+
+
+class UnlearningState(NamedTuple):
+    """Private: all that it takes to resume a run, as secret as the trained model.
+
+    It holds the noise key and a hidden iterate; whoever has both has the noise, and the noise is
+    the guarantee.
+
+    Attributes:
+      step: noisy steps already run.
+      leaves: parameters and optimizer state, NumPy arrays in tree order.
+      data_key: uint32 `[2]`, key of the batch order.
+      finetune_key: uint32 `[2]`, key of the fine-tuning batches.
+      key_source: how the keys were drawn.
+      plan: digest of the plan that the state belongs to.
+    """
+
+    step: int
+    leaves: tuple[np.ndarray, ...]
+    data_key: np.ndarray
+    finetune_key: np.ndarray
+    key_source: str
+    plan: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivateHistory:
+    """Private: what the operator may look at and must not publish.
+
+    Every number here is computed from the hidden run. The certificate covers the released
+    parameters alone; publishing any of this voids it.
+
+    Attributes:
+      losses: float32 `[steps run now]`, batch loss before each noisy step.
+      clip_fractions: float32, likewise: fraction of the gradients that were clipped: 0 or 1 where
+        batch gradients are clipped, in between where each example's is.
+      nonfinite: number of gradients (of batches or of examples) that were not finite and were
+        replaced by zero.
+      finetune_losses: float32, batch loss before each fine-tuning step.
+      evaluations: (step, value) for each call of `evaluate`.
+      trained_digest: SHA-256 of the trained model's parameters.
+      start_digest: SHA-256 of their projection onto the ball.
+      state: what it takes to resume, if the run was stopped early, else None.
+    """
+
+    losses: np.ndarray
+    clip_fractions: np.ndarray
+    nonfinite: int
+    finetune_losses: np.ndarray
+    evaluations: list[tuple[int, Any]]
+    trained_digest: str
+    start_digest: str
+    state: UnlearningState | None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the record as JSON, without `state`; the name must end in `.private.json`.
+
+        Raises:
+          ValueError: if the name does not say that the file is private.
+        """
+        _check_private(path, ".private.json")
+        record = {
+            "warning": "Private record of the operator: publishing it voids the certificate.",
+            "losses": self.losses.tolist(),
+            "clip_fractions": self.clip_fractions.tolist(),
+            "nonfinite": self.nonfinite,
+            "finetune_losses": self.finetune_losses.tolist(),
+            "evaluations": self.evaluations,
+            "trained_digest": self.trained_digest,
+            "start_digest": self.start_digest,
+        }
+        text = json.dumps(record, indent=2, default=_plain) + "\n"
+        files.write_atomically(path, lambda file: file.write(text.encode()), private=True)
+
+
+def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
+    """Writes a stopped run's state, to be resumed with `unlearn(..., resume=load_state(path))`.
+
+    The file is readable by its owner only. It holds the noise key and a hidden iterate, and says
+    so with a warning: delete it once the run is finished.
+
+    Raises:
+      ValueError: if the name does not end in `.private.npz`.
+    """
+    _check_private(path, ".private.npz")
+    arrays = {f"leaf{i:06d}": leaf for i, leaf in enumerate(state.leaves)}
+    text = json.dumps({"step": state.step, "key_source": state.key_source, "plan": state.plan})
+    arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
+    arrays["about"] = np.asarray(text)
+    files.write_atomically(path, lambda file: np.savez(file, **arrays), private=True)
+    warnings.warn(
+        f"{os.fspath(path)} holds the noise key and a hidden iterate: keep it as secret as the "
+        "trained model, never beside the released one, and delete it when the run is finished",
+        stacklevel=2,
+    )
+
+
+def load_state(path: str | os.PathLike[str]) -> UnlearningState:
+    """Reads what `save_state` wrote.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is not a saved state.
+    """
+    arrays = files.load_params(path)
+    try:
+        about = json.loads(str(arrays.pop("about")))
+        data_key, finetune_key = arrays.pop("data_key"), arrays.pop("finetune_key")
+        return UnlearningState(
+            step=int(about["step"]),
+            leaves=tuple(arrays[name] for name in sorted(arrays)),
+            data_key=data_key,
+            finetune_key=finetune_key,
+            key_source=str(about["key_source"]),
+            plan=str(about["plan"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a saved unlearning state") from error
+
+
+def _check_private(path: str | os.PathLike[str], ending: str) -> None:
+    if not Path(path).name.endswith(ending):
+        raise ValueError(f"path must end in {ending!r}, for it is private; got {os.fspath(path)!r}")
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist()

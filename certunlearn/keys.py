@@ -1,0 +1,53 @@
+"""Random keys: drawn from the operating system, and split by what they are for."""
+
+import secrets
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FROM_SYSTEM = "64 bits for the noise drawn from the operating system"
+FROM_CALLER = "given by the caller: reproducible, fit for experiments only"
+
+
+class Keys(NamedTuple):
+    """Independent keys for the three uses of randomness in a run."""
+
+    noise: jax.Array
+    data: jax.Array
+    finetune: jax.Array
+
+
+def system_keys() -> Keys:
+    """Fresh keys of 64 bits each from the operating system's generator."""
+    return Keys(*(_wrap(np.frombuffer(secrets.token_bytes(8), np.uint32)) for _ in range(3)))
+
+
+def split_key(key: jax.Array) -> Keys:
+    """The noise, data and fine-tuning keys that `unlearn` derives from a given key.
+
+    Args:
+      key: a typed key (`jax.random.key`) or a raw one (uint32 `[2]`).
+
+    Raises:
+      TypeError: if it is neither; a seed is not a key.
+
+    >>> split_key(jax.random.key(0)).noise.shape
+    ()
+    """
+    return Keys(*jax.random.split(as_key(key), 3))
+
+
+def as_key(key: Any) -> jax.Array:
+    """Returns a typed key, or raises TypeError naming what was given instead."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    if dtype == np.uint32 and key.shape == (2,):
+        return _wrap(key)
+    raise TypeError(f"key must be a jax.random.key(...), got {key!r}")
+
+
+def _wrap(data: Any) -> jax.Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")

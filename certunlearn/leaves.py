@@ -1,0 +1,85 @@
+"""A pytree as two lists of leaves: those that are trained and those that stay as they are."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from certunlearn import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A pytree of parameters, some of its leaves frozen.
+
+    Attributes:
+      treedef: structure of the whole.
+      leaves: all leaves, in tree order.
+      is_frozen: for each leaf, whether it stays as it is.
+    """
+
+    treedef: Any
+    leaves: list[Any]
+    is_frozen: list[bool]
+
+    @classmethod
+    def make(cls, params: Any, frozen: Any = None) -> "Split":
+        """Splits `params` by a pytree of bools of the same structure, or freezes nothing.
+
+        Raises:
+          ValueError: if the structures differ, nothing is left to train, or there are no leaves.
+        """
+        leaves, treedef = jax.tree.flatten(params)
+        if not leaves:
+            raise ValueError("params must have at least one array, got none")
+        if frozen is None:
+            return cls(treedef, leaves, [False] * len(leaves))
+        flags, structure = jax.tree.flatten(frozen)
+        if structure != treedef:
+            raise ValueError(
+                f"frozen must be structured like params, {treedef}; got {structure}"
+            )
+        if all(flags):
+            raise ValueError("frozen must leave at least one leaf to train, got True for all")
+        return cls(treedef, leaves, [bool(flag) for flag in flags])
+
+    @property
+    def trainable(self) -> list[Any]:
+        """The leaves that are trained."""
+        return self._choose(self.leaves)
+
+    @property
+    def frozen_names(self) -> list[str]:
+        """Paths of the frozen leaves, as in certificates."""
+        flags = jax.tree.unflatten(self.treedef, self.is_frozen)
+        return [name for name, flag in files.named_leaves(flags).items() if flag]
+
+    def like_params(self, name: str, tree: Any) -> list[Any]:
+        """The trainable leaves of another tree of the same structure and shapes.
+
+        Raises:
+          ValueError: naming the argument `name`, if structure or shapes differ.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        if structure != self.treedef:
+            raise ValueError(f"{name} must be structured like params, {self.treedef}; "
+                             f"got {structure}")
+        for mine, theirs in zip(self.leaves, leaves, strict=True):
+            if np.shape(mine) != np.shape(theirs):
+                raise ValueError(f"{name} must have the shapes of params, got {np.shape(theirs)} "
+                                 f"where params have {np.shape(mine)}")
+        return self._choose(leaves)
+
+    def merge(self, trainable: list[Any]) -> Any:
+        """The whole tree with these trained leaves and the frozen ones."""
+        trained = iter(trainable)
+        leaves = [
+            jnp.asarray(leaf) if frozen else next(trained)
+            for leaf, frozen in zip(self.leaves, self.is_frozen, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def _choose(self, leaves: list[Any]) -> list[Any]:
+        return [leaf for leaf, frozen in zip(leaves, self.is_frozen, strict=True) if not frozen]

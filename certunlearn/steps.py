@@ -1,0 +1,151 @@
+"""The compiled steps: noisy ones in calls of one or many, and the noiseless ones after them."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from certunlearn import batches, gradients, mechanisms, transforms
+
+Carry = tuple[list[jax.Array], optax.OptState]
+
+# Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
+# inside a rolled loop about 30 times slower than outside, so there one call is one step.
+_STEPS_PER_CALL = 32
+
+
+def rolled() -> bool:
+    """Whether many steps go into one compiled call."""
+    return jax.default_backend() != "cpu"
+
+
+class StepStats(NamedTuple):
+    """Private numbers of the steps of one call; arrays `[steps in the call]`."""
+
+    loss: jax.Array
+    clip_fraction: jax.Array
+    nonfinite: jax.Array
+
+
+def noisy_steps(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    tx: optax.GradientTransformation,
+    mechanism: mechanisms.GradientClipping,
+    batch_size: int,
+    per_example: bool,
+    microbatch_size: int | None,
+) -> Callable[..., tuple[Carry, StepStats]]:
+    """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
+
+    `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
+    `position` on; `step` is the number of the first. The old carry's memory is used again.
+    """
+    clip_norm = jnp.broadcast_to(jnp.asarray(mechanism.clip_norm), (mechanism.steps,))
+
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    def run(
+        carry: Carry, data: Any, order: jax.Array, position: int, step: int, *, count: int
+    ) -> tuple[Carry, StepStats]:
+        def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
+            leaves, opt_state = carry
+            batch = batch_at(data, order, position + offset, batch_size)
+            before = _counts(opt_state)
+            if per_example:
+                # A Python float where it is constant, so that it is checked and rounded exactly.
+                limit = mechanism.clip_norm
+                if isinstance(limit, tuple):
+                    limit = clip_norm[step + offset]
+                value_and_grad = gradients.clipped_value_and_grad(
+                    loss_fn, limit, microbatch_size=microbatch_size, with_stats=True
+                )
+                (loss, stats), grads = value_and_grad(leaves, batch)
+            else:
+                loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
+            updates, opt_state = tx.update(grads, opt_state, leaves)
+            leaves = optax.apply_updates(leaves, updates)
+            after = _counts(opt_state)
+            clipped, nonfinite = after[0] - before[0], after[1] - before[1]
+            if per_example:
+                clipped, nonfinite = stats.clipped_fraction, stats.nonfinite
+            numbers = StepStats(
+                jnp.asarray(loss, jnp.float32), jnp.asarray(clipped, jnp.float32), nonfinite
+            )
+            return (leaves, opt_state), numbers
+
+        return jax.lax.scan(one, carry, jnp.arange(count), unroll=not rolled())
+
+    return run
+
+
+def calls(
+    key: jax.Array,
+    size: int,
+    batch_size: int,
+    first: int,
+    stop: int,
+    pause_every: int | None,
+) -> Iterator[tuple[jax.Array, int, int, int]]:
+    """Cuts the steps first, ..., stop - 1 into compiled calls.
+
+    Yields:
+      (order of the epoch, number of the first batch in it, number of the first step, steps). No
+      call crosses an epoch's end or a multiple of `pause_every`.
+    """
+    longest = _STEPS_PER_CALL if rolled() else 1
+    per_epoch = size // batch_size
+    step, epoch_drawn = first, -1
+    while step < stop:
+        epoch, position = divmod(step, per_epoch)
+        if epoch != epoch_drawn:
+            order, epoch_drawn = batches.epoch_order(key, epoch, size), epoch
+        count = min(longest, stop - step, per_epoch - position)
+        if pause_every is not None:
+            count = min(count, pause_every - step % pause_every)
+        yield order, position, step, count
+        step += count
+
+
+def finetuning_steps(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    leaves: list[jax.Array],
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    key: jax.Array,
+    data: Any,
+    size: int,
+    batch_size: int,
+) -> Iterator[tuple[list[jax.Array], jax.Array]]:
+    """Noiseless steps with a fresh optimizer state; yields (leaves, batch loss) after each."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def one(
+        leaves: list[jax.Array], state: optax.OptState, data: Any, order: jax.Array, position: int
+    ) -> tuple[list[jax.Array], optax.OptState, jax.Array]:
+        batch = batch_at(data, order, position, batch_size)
+        loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
+        updates, state = optimizer.update(grads, state, leaves)
+        return optax.apply_updates(leaves, updates), state, loss
+
+    state = optimizer.init(leaves)
+    per_epoch = size // batch_size
+    for step in range(steps):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0:
+            order = batches.epoch_order(key, epoch, size)
+        leaves, state, loss = one(leaves, state, data, order, position)
+        yield leaves, loss
+
+
+def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any:
+    """Batch number `position` of an epoch's order."""
+    indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+    return jax.tree.map(lambda x: x[indices], data)
+
+
+def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+    is_clip = lambda s: isinstance(s, transforms.ClipByGlobalNormState)  # noqa: E731
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_clip) if is_clip(s)]
+    return found[-1].clipped, found[-1].nonfinite  # the last is ours; before_clip may have others

@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from certunlearn import accounting, certificates, files
+from certunlearn.certificates import Certificate, certify, verify
+from certunlearn.mechanisms import GradientClipping
+
+MECHANISM = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=20)
+PARAMS = {"w": jnp.arange(4.0), "b": jnp.ones(2)}
+SIGMA = accounting.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5)
+
+
+def issue(**changes):
+    arguments = {
+        "noise_scale": SIGMA,
+        "delta": 1e-5,
+        "epsilon": 1.0,
+        "params": PARAMS,
+        "key_source": "test",
+        "retain_size": 90,
+        "forget_size": 10,
+        "finetune_steps": 3,
+    }
+    mechanism = changes.pop("mechanism", MECHANISM)
+    return certify(mechanism, **(arguments | changes))
+
+
+def test_claim_is_what_the_accountant_derives():
+    c = issue()
+    assert c.epsilon == 1.0
+    assert c.mu == pytest.approx(accounting.mu(MECHANISM, noise_scale=SIGMA))
+    assert c.total_variation == pytest.approx(0.107, abs=1e-3)  # theory: (1, 1e-5)
+    assert c.coverage["parameters"] == 6
+    assert c.versions["jax"]
+
+
+def test_round_trip(tmp_path):
+    c = issue(mechanism=dataclasses.replace(MECHANISM, learning_rate=np.linspace(0.1, 0.02, 20)))
+    c.save(tmp_path / "certificate.json")
+    loaded = Certificate.load(tmp_path / "certificate.json")
+    assert loaded == c
+    outcome = verify(loaded, PARAMS)
+    assert outcome.ok
+    assert outcome
+    assert "1-unlearning" in outcome.summary or "unlearning" in outcome.summary
+
+
+def test_verify_takes_flat_parameters_from_a_file(tmp_path):
+    files.save_params(tmp_path / "p.npz", PARAMS)
+    assert verify(issue(), files.load_params(tmp_path / "p.npz"))
+    other = verify(issue(), PARAMS | {"b": jnp.zeros(2)})
+    assert not other
+    assert "not the released ones" in other.problems[0]
+
+
+def tampered_values(value):
+    """Plausible alterations of one JSON value, of the same kind."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, max(value - 1, 0) if value else 2]
+    if isinstance(value, float):
+        return [value * 0.5, value * 1.001, math.nextafter(value, math.inf)]
+    if isinstance(value, str):
+        return [value + "x", "0" + value[1:] if value[:1] != "0" else "1" + value[1:]]
+    if value is None:
+        return [7]
+    return []
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from leaves(item, (*path, name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from leaves(item, (*path, i))
+    else:
+        yield path, value
+
+
+def altered(record, path, value):
+    record = json.loads(json.dumps(record))
+    place = record
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return record
+
+
+def passes(record, params=PARAMS):
+    try:
+        return bool(verify(Certificate(**record), params))
+    except (TypeError, ValueError):
+        return False
+
+
+def test_every_altered_field_is_caught():
+    record = dataclasses.asdict(issue())
+    assert passes(record)
+    tried = set()
+    for path, value in leaves(record):
+        for wrong in tampered_values(value):
+            assert not passes(altered(record, path, wrong)), (path, wrong)
+            tried.add(path[0])
+    assert set(record) - tried <= {"coverage"} | tried
+    assert {"epsilon", "delta", "noise_scale", "mechanism", "params_digest"} <= tried
+    for name in record:  # and a field taken away or swapped for another kind
+        assert not passes({k: v for k, v in record.items() if k != name})
+        assert not passes(record | {name: object})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("epsilon",),
+        ("delta",),
+        ("noise_scale",),
+        ("mu",),
+        ("total_variation",),
+        ("steps_run",),
+        ("mechanism", "init_radius"),
+        ("mechanism", "clip_norm"),
+        ("mechanism", "learning_rate"),
+        ("mechanism", "weight_decay"),
+    ],
+)
+def test_a_forger_who_mends_the_digest_is_still_caught(path):
+    record = dataclasses.asdict(issue())
+    value = record
+    for step in path:
+        value = value[step]
+    wrong = 0.5 if value == 0 else (value - 1 if isinstance(value, int) else value * 0.9)
+    forged = altered(record, path, wrong)
+    forged["record_digest"] = certificates._record_digest(forged)
+    outcome = verify(Certificate(**forged))
+    assert not outcome
+    assert not any("record_digest" in problem for problem in outcome.problems)
+
+
+def test_forged_assumptions_and_reference_are_caught():
+    record = dataclasses.asdict(issue())
+    for forged in (
+        record | {"assumptions": record["assumptions"][1:]},
+        altered(record, ("mechanism", "reference"), "center"),
+        altered(record, ("mechanism", "memoryless"), False),
+    ):
+        forged["record_digest"] = certificates._record_digest(forged)
+        assert not verify(Certificate(**forged))
+
+
+def test_stopping_early_is_certified_for_what_was_run():
+    early = issue(steps_run=5)
+    truth = accounting.epsilon(MECHANISM.first(5), noise_scale=SIGMA, delta=1e-5)
+    assert early.epsilon == pytest.approx(truth)
+    assert early.epsilon > 1.0
+    assert verify(early)
+
+
+def test_schedule_of_noise_and_early_stop():
+    noise = np.linspace(2 * SIGMA, SIGMA, 20)
+    c = issue(noise_scale=noise, epsilon=None, steps_run=7)
+    truth = accounting.epsilon(MECHANISM.first(7), noise_scale=noise[:7], delta=1e-5)
+    assert c.epsilon == pytest.approx(truth)
+    assert verify(c)
+
+
+def test_a_claim_that_does_not_hold_is_not_issued():
+    with pytest.raises(ValueError, match="does not hold"):
+        issue(noise_scale=0.9 * SIGMA)
+
+
+def test_closed_form_stopped_where_it_is_unsound_falls_back_to_interpolation():
+    m = GradientClipping(
+        init_radius=1.0, clip_norm=1.0, learning_rate=1e-3, weight_decay=10.0, steps=500
+    )
+    sigma = accounting.noise_scale(m, epsilon=1.0, delta=1e-5, accountant="closed-form")
+    whole = issue(mechanism=m, noise_scale=sigma, accountant="closed-form")
+    assert whole.accountant == "closed-form"
+    assert verify(whole)
+    early = issue(mechanism=m, noise_scale=sigma, accountant="closed-form", steps_run=1)
+    assert early.accountant == "interpolation"
+    assert verify(early)
+
+
+def test_frozen_leaves_are_outside_the_coverage():
+    c = issue(frozen=["b"])
+    assert c.coverage["parameters"] == 4
+    assert c.coverage["frozen"] == ["b"]
+    assert c.coverage["frozen_parameters"] == 2
+    assert verify(c, PARAMS)
+    with pytest.raises(ValueError, match="frozen names no leaf"):
+        issue(frozen=["c"])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: text.replace('"epsilon": 1.0', '"epsilon": NaN'),
+        lambda text: text.replace('"epsilon": 1.0', '"epsilon": Infinity'),
+        lambda text: text.replace('"epsilon": 1.0', '"epsilon": "1"'),
+        lambda text: text.replace('"epsilon": 1.0', '"epsilon": true'),
+        lambda text: text.replace('"epsilon": 1.0', '"epsilon": 1.0, "extra": 1'),
+        lambda text: text.replace('"epsilon"', '"eps"'),
+        lambda text: text.replace("certificate/1", "certificate/99"),
+        lambda text: "\udcff".encode("utf-8", "surrogateescape"),
+    ],
+)
+def test_malformed_files_are_value_errors(tmp_path, spoil):
+    path = tmp_path / "certificate.json"
+    issue().save(path)
+    spoiled = spoil(path.read_text())
+    assert spoiled != path.read_text()
+    path.write_bytes(spoiled if isinstance(spoiled, bytes) else spoiled.encode())
+    with pytest.raises(ValueError, match="not a certificate"):
+        Certificate.load(path)
+
+
+def test_nothing_private_has_a_place_in_a_certificate():
+    names = {field.name for field in dataclasses.fields(Certificate)}
+    assert not names & {"key", "losses", "history", "trained_digest", "start_digest", "clipped"}
