@@ -5,6 +5,7 @@ standard deviations. A Gaussian certificate with a delta of 1e-5 over a million 
 about events that such noise never produces. Here 63 bits choose the magnitude.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
     if dtype not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}")
     dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return _standard_normal(key, tuple(shape), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     high, low = jax.random.bits(key, (2, *shape), jnp.uint32)
     return normal_from_words(high, low, dtype)
 
@@ -59,7 +65,7 @@ def normal_from_words(high: jax.Array, low: jax.Array, dtype: Any = jnp.float32)
       Sign and magnitude are independent, since they use different bits. p is formed with full
       relative precision however small, and the inverse is good to 1e-6 relative, so tail
       probabilities are right to 1e-4 relative out to 8 standard deviations and to 2% out to 8.7;
-      the largest possible magnitude is 9.15 (p = 2^-64).
+      the largest possible magnitude is 9.16 (p = 2^-64).
 
     Source:
       Inversion: Devroye, Non-Uniform Random Variate Generation (1986), section II.2.

@@ -1,0 +1,228 @@
+"""From a mechanism and its noise to (epsilon, delta), and back. Pure float64 functions.
+
+Every `noise_scale` here is a standard deviation, of the noise in each coordinate of a step, in
+parameter units.
+"""
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from certunlearn import checks
+from certunlearn.accounting import closed_form, gaussian, interpolation
+
+ACCOUNTANTS = ("interpolation", "closed-form")
+
+_MAX_HORIZON = 200_000
+
+
+class Mechanism(Protocol):
+    """What an accountant sees of a mechanism: separations, and how far apart two starts can be."""
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance of the two starts, in parameter units."""
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`."""
+
+    @property
+    def shift(self) -> np.ndarray:
+        """float64 `[steps]`, in parameter units."""
+
+    @property
+    def steps(self) -> int:
+        """Number of noisy steps."""
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether updates depend on the past through the current parameters only."""
+
+
+def epsilon(
+    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str = "interpolation"
+) -> float:
+    """The epsilon that a run of the mechanism with this noise is certified for.
+
+    Args:
+      mechanism: what the steps do.
+      noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or an Optax
+        schedule.
+      delta: strictly between 0 and 1.
+      accountant: `"interpolation"`, exact shifted interpolation; or `"closed-form"`, the published
+        formulas, refused where they are unsound.
+
+    Returns:
+      epsilon >= 0, rounded up; 0 if delta alone covers the total variation.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if one is out of range, or the closed form does not hold.
+
+    Guarantee:
+      The last parameters are (epsilon, delta)-indistinguishable from those of the mechanism's
+      reference process, in both directions, if the mechanism's assumptions hold.
+
+    Source:
+      Shifted interpolation: Bok, Su & Altschuler (2024). Conversion: Balle & Wang (2018). Closed
+      forms: Koloskova et al. (ICML 2025).
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
+    >>> round(epsilon(m, noise_scale=5.0, delta=1e-5), 4)
+    1.6234
+    """
+    delta = checks.open_unit("delta", delta)
+    scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant == "closed-form":
+        return closed_form.epsilon(mechanism, scale, delta)
+    return float(gaussian.epsilon(_mu_curve(mechanism, scale)[-1], delta))
+
+
+def delta(
+    mechanism: Mechanism, *, noise_scale: Any, epsilon: float, accountant: str = "interpolation"
+) -> float:
+    """The delta at which a run with this noise is certified for `epsilon`.
+
+    Arguments, errors and guarantee as for `epsilon`, which must be finite and at least 0.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
+    >>> print(f"{delta(m, noise_scale=5.0, epsilon=1.0):.3g}")
+    0.000909
+    """
+    epsilon = checks.real("epsilon", epsilon)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon must be finite and at least 0, got {epsilon!r}")
+    scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant == "closed-form":
+        return closed_form.delta(mechanism, scale, epsilon)
+    return float(gaussian.delta(epsilon, _mu_curve(mechanism, scale)[-1]))
+
+
+def noise_scale(
+    mechanism: Mechanism, *, epsilon: float, delta: float, accountant: str = "interpolation"
+) -> float:
+    """The smallest standard deviation (parameter units, the same at every step) for a guarantee.
+
+    Args:
+      mechanism: what the steps do.
+      epsilon: positive and finite.
+      delta: strictly between 0 and 1.
+      accountant: as for `epsilon`.
+
+    Returns:
+      sigma, rounded up: `epsilon(mechanism, noise_scale=sigma, delta=delta) <= epsilon` holds.
+      mu is proportional to 1 / sigma, so this takes one root-find and no search over sigma.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if one is out of range, or the closed form does not hold.
+
+    Guarantee:
+      That of `epsilon`.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
+    >>> round(noise_scale(m, epsilon=1.0, delta=1e-5), 4)
+    7.4613
+    """
+    target, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
+    _arguments(mechanism, 1.0, accountant)
+    if accountant == "closed-form":
+        return closed_form.noise_scale(mechanism, target, delta)
+    unit = _mu_curve(mechanism, 1.0)[-1]
+    sigma = unit / gaussian.mu(target, delta)
+    while gaussian.epsilon(unit / sigma, delta) > target:  # the last digits' rounding, if any
+        sigma *= 1 + 1e-12
+    return float(sigma)
+
+
+def epsilon_curve(
+    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str = "interpolation"
+) -> np.ndarray:
+    """The certified epsilon of a run that stops after 0, 1, ..., steps noisy steps.
+
+    Arguments and errors as for `epsilon`.
+
+    Returns:
+      float64 `[steps + 1]`, infinity at 0 (no noise, no guarantee), and wherever the closed form
+      does not hold.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3)
+    >>> epsilon_curve(m, noise_scale=5.0, delta=1e-5).round(2).tolist()
+    [inf, 1.76, 1.33, 1.17]
+    """
+    delta = checks.open_unit("delta", delta)
+    scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant == "closed-form":
+        return closed_form.epsilon_curve(mechanism, scale, delta)
+    return np.concatenate([[np.inf], gaussian.epsilon(_mu_curve(mechanism, scale), delta)])
+
+
+def mu(mechanism: Mechanism, *, noise_scale: Any) -> float:
+    """The run's Gaussian-DP parameter by exact shifted interpolation; arguments as for `epsilon`."""
+    return float(_mu_curve(mechanism, _arguments(mechanism, noise_scale))[-1])
+
+
+def total_variation(mechanism: Mechanism, *, noise_scale: Any) -> float:
+    """The most by which any event can be more likely than under the reference; see `mu`.
+
+    What no certificate can give: an unlearned model that is better than the reference process, at
+    anything, with a probability higher by more than this.
+    """
+    return float(gaussian.total_variation(mu(mechanism, noise_scale=noise_scale)))
+
+
+def best_steps(mechanism: Any) -> int:
+    """The fewest steps at which interpolation asks for the least noise, all else as it is.
+
+    Args:
+      mechanism: with constant parameters; its number of steps only widens the search, which goes to
+        ten times the larger of it and of initial_distance / shift, or as far as weight decay
+        forgets, but not beyond 200,000.
+
+    Raises:
+      ValueError: if the mechanism has schedules.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=1)
+    >>> best_steps(m)  # init_radius / (learning_rate * clip_norm)
+    10
+    """
+    _arguments(mechanism, 1.0)
+    contraction, shift = np.unique(mechanism.contraction), np.unique(mechanism.shift)
+    if len(contraction) > 1 or len(shift) > 1:
+        raise ValueError("best_steps needs constant parameters, got a mechanism with schedules")
+    c, s = float(contraction[0]), float(shift[0])
+    horizon = 10 * max(mechanism.steps, math.ceil(mechanism.initial_distance / s) + 1)
+    if 0 < c < 1:
+        horizon = max(horizon, math.ceil(60 / -math.log(c)))
+    count = min(horizon, _MAX_HORIZON)
+    curve = interpolation.gdp_mu_curve(
+        mechanism.initial_distance, np.full(count, c), s, 1.0, mechanism.memoryless
+    )
+    return int(np.argmax(curve <= curve.min() * (1 + 1e-9))) + 1
+
+
+def _mu_curve(mechanism: Mechanism, scale: checks.PerStep) -> np.ndarray:
+    return interpolation.gdp_mu_curve(
+        mechanism.initial_distance,
+        mechanism.contraction,
+        mechanism.shift,
+        np.asarray(scale),
+        mechanism.memoryless,
+    )
+
+
+def _arguments(
+    mechanism: Any, noise_scale: Any, accountant: str = "interpolation"
+) -> checks.PerStep:
+    needed = ("initial_distance", "contraction", "shift", "steps", "memoryless")
+    if isinstance(mechanism, type) or not all(hasattr(mechanism, name) for name in needed):
+        raise TypeError(f"mechanism must be one, such as GradientClipping(...), got {mechanism!r}")
+    checks.choice("accountant", accountant, ACCOUNTANTS)
+    return checks.per_step("noise_scale", noise_scale, mechanism.steps)

@@ -1,0 +1,149 @@
+"""The command line: `certunlearn plan`, `certunlearn demo` and `certunlearn verify`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import certunlearn
+from certunlearn import certificates, files, planning
+
+# Top-level modules of the optional packages that the demo needs.
+_EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 (does not verify) or 2 (bad input)."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXAMPLES:
+            raise
+        return _fail(f'{package} is missing: pip install "certunlearn[examples]"', 2)
+    except (OSError, TypeError, ValueError) as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    plan = planning.make_plan(
+        epsilon=args.epsilon,
+        delta=args.delta,
+        init_radius=args.init_radius,
+        clip_norm=args.clip_norm,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        steps=args.steps,
+        reference=args.reference,
+        params=args.params,
+    )
+    if args.json:
+        print(json.dumps(planning.to_record(plan), indent=2, allow_nan=False))
+    else:
+        print(planning.to_table(plan))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    try:
+        certificate = certificates.Certificate.load(args.certificate)
+        params = None if args.params is None else files.load_params(args.params)
+        verification = certificates.verify(certificate, params)
+    except (OSError, ValueError) as error:
+        return _fail(str(error), 1)
+    except (ArithmeticError, MemoryError, RecursionError) as error:
+        # An altered number can make the claim too large to recompute.
+        return _fail(f"{args.certificate}: the claim cannot be derived ({error!r})", 1)
+    if not verification:
+        for problem in verification.problems:
+            _fail(problem, 1)
+        print("NOT VERIFIED")
+        return 1
+    print(verification.summary)
+    if params is None:
+        print("VERIFIED: the recorded numbers give the claim. --params FILE checks whose it is.")
+    else:
+        print(f"VERIFIED: the recorded numbers give the claim, and it is for {args.params}.")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from certunlearn.demo import data, report, run
+
+    args.out.mkdir(parents=True, exist_ok=True)  # before hours of work, if it cannot be
+    watched = sys.stderr.isatty()
+    dataset = data.load(args.dataset, args.data_dir, args.seed, progress=watched)
+    result = run.run(
+        dataset,
+        run.SETTINGS[args.dataset],
+        epsilon=args.epsilon,
+        delta=args.delta,
+        seed=args.seed,
+        say=lambda text: print(text, flush=True),
+        progress=watched,
+    )
+    report.write(result, args.out)
+    print()
+    print(report.to_text(result))
+    print(f"\nWrote {', '.join(report.FILES)} to {args.out}. Next:\n")
+    certificate, params = args.out / "certificate.json", args.out / "unlearned.npz"
+    print(f"  certunlearn verify {certificate} --params {params}")
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"certunlearn: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="certunlearn", description="Certified machine unlearning for JAX."
+    )
+    parser.add_argument("--version", action="version", version=certunlearn.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    plan = commands.add_parser("plan", help="how much noise a run needs, before it is run")
+    plan.set_defaults(command=_plan)
+    for name, text in (
+        ("epsilon", "target epsilon"),
+        ("delta", "target delta"),
+        ("init-radius", "C0: radius of the ball of starts, in parameter units"),
+        ("clip-norm", "C1: largest norm of a gradient"),
+        ("learning-rate", "gamma: learning rate of the noisy steps"),
+    ):
+        plan.add_argument(f"--{name}", type=float, required=True, help=text)
+    plan.add_argument("--weight-decay", type=float, default=0.0, help="lambda (default: 0)")
+    plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
+    plan.add_argument("--reference", default="retrained", help="retrained (default) or center")
+    plan.add_argument("--params", type=int, metavar="N", help="number of parameters")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    demo = commands.add_parser("demo", help="train a small network and make it forget")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
+    demo.add_argument(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("CERTUNLEARN_DATA_DIR") or None,
+        help="folder that holds mnist/ (default: $CERTUNLEARN_DATA_DIR, else the public hub)",
+    )
+    demo.add_argument("--epsilon", type=float, default=1.0, help="default: 1")
+    demo.add_argument("--delta", type=float, default=1e-5, help="default: 1e-5")
+    demo.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
+    demo.add_argument("--out", type=Path, default=Path("certunlearn-demo"), help="folder to write")
+
+    verify = commands.add_parser("verify", help="derive a certificate's claim again")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("certificate", type=Path, help="certificate.json")
+    verify.add_argument("--params", type=Path, metavar="FILE", help=".npz of the released model")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

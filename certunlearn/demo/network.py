@@ -1,0 +1,82 @@
+"""The demo's network, its loss, its training without privacy, and what is measured on it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from certunlearn import steps as steps_lib
+from certunlearn.demo import membership
+from certunlearn.demo.data import Examples
+
+CLASSES = 10
+
+
+class MLP(nn.Module):
+    """One hidden layer of rectified units."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `[n, 10]` of images `[n, pixels]`."""
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(self.hidden)(x)))
+
+
+def init(net: MLP, seed: int | jax.Array, pixels: int) -> Any:
+    """Random initial parameters from a seed or a key: they depend on no data."""
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    return net.init(key, jnp.zeros((1, pixels)))
+
+
+def losses(net: MLP, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Each example's cross-entropy, and whether it is classified correctly."""
+    logits = net.apply(params, batch["x"])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    return loss, jnp.argmax(logits, axis=-1) == batch["y"]
+
+
+def mean_loss(net: MLP, params: Any, batch: Any) -> jax.Array:
+    """The batch's mean cross-entropy: `loss_fn` of `unlearn`, given the network."""
+    return jnp.mean(losses(net, params, batch)[0])
+
+
+def train(
+    net: MLP,
+    params: Any,
+    data: Examples,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    key: jax.Array,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Any:
+    """Trains without noise, in the very loop that `unlearn` fine-tunes with."""
+    loss_fn = functools.partial(mean_loss, net)
+    params = jax.tree.map(jnp.copy, params)  # the loop uses their memory again
+    on_device = jax.tree.map(jnp.asarray, data)
+    for params, _ in steps_lib.finetuning_steps(  # noqa: B020
+        loss_fn, params, optimizer, steps, key, on_device, len(data["y"]), batch_size
+    ):
+        advance(1)
+    return params
+
+
+def evaluator(
+    net: MLP, test: Examples, retain: Examples, forget: Examples
+) -> Callable[[Any], dict[str, float]]:
+    """A function from parameters to test, retain and forget accuracy and the attack's AUC."""
+    sets = jax.tree.map(jnp.asarray, {"test": test, "retain": retain, "forget": forget})
+    measure = jax.jit(functools.partial(losses, net))
+
+    def evaluate(params: Any) -> dict[str, float]:
+        seen = {name: jax.device_get(measure(params, examples)) for name, examples in sets.items()}
+        accuracies = {name: float(np.mean(correct)) for name, (_, correct) in seen.items()}
+        return {**accuracies, "auc": membership.auc(seen["forget"][0], seen["test"][0])}
+
+    return evaluate

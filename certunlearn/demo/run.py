@@ -1,0 +1,268 @@
+"""The demo's experiment: train, unlearn, and the comparisons that keep the numbers honest."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+from certunlearn import accounting, mechanisms, unlearning
+from certunlearn.accounting import gaussian
+from certunlearn.certificates import Certificate
+from certunlearn.demo import data as data_lib
+from certunlearn.demo import membership, network
+
+# The centre of the ball: fresh random weights from a seed that is published here. It depends on no
+# data, which is what the certificate assumes of it.
+PUBLIC_SEED = 2025
+
+FORGET_FRACTION = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that is fixed before any data are seen.
+
+    Attributes:
+      hidden: hidden units.
+      batch_size: of all phases.
+      learning_rate: of Adam, in training and in fine-tuning.
+      train_steps: of the original model, enough to memorise.
+      noisy_steps: T.
+      finetune_steps: without noise, after the noisy ones.
+      total_noise: standard deviation, per parameter, of all noise in x_T, beside initial weights of
+        1 / sqrt(pixels). Fine-tuning has to overcome it.
+      clip_norm: C1.
+      evaluate_every: steps between points of the curve.
+    """
+
+    hidden: int
+    batch_size: int
+    learning_rate: float
+    train_steps: int
+    noisy_steps: int
+    finetune_steps: int
+    total_noise: float
+    clip_norm: float = 1.0
+    evaluate_every: int = 20
+
+
+SETTINGS = {
+    "digits": Settings(
+        hidden=64,
+        batch_size=64,
+        learning_rate=2e-3,
+        train_steps=4000,
+        noisy_steps=200,
+        finetune_steps=1000,
+        total_noise=0.05,
+    ),
+    "mnist": Settings(
+        hidden=64,
+        batch_size=128,
+        learning_rate=1e-3,
+        train_steps=14000,
+        noisy_steps=400,
+        finetune_steps=3200,
+        total_noise=0.02,
+        evaluate_every=100,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table: a model, what is measured on it, and what it cost.
+
+    `certified` is its (epsilon, delta), (0, 0) if it never saw the forget set, None if nothing is
+    certified.
+    """
+
+    name: str
+    test: float
+    retain: float
+    forget: float
+    auc: float
+    steps: int
+    seconds: float
+    certified: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What the report is made of. `curve` shows hidden iterates: for the operator only."""
+
+    dataset: str
+    seed: int
+    settings: Settings
+    rows: tuple[Row, ...]
+    curve: tuple[tuple[int, dict[str, float]], ...]
+    mechanism: mechanisms.GradientClipping
+    certificate: Certificate
+    params: Any
+    sizes: dict[str, int]
+    auc_error: float
+
+
+def make_mechanism(settings: Settings, epsilon: float, delta: float) -> mechanisms.GradientClipping:
+    """The noisy phase whose total noise in x_T is `settings.total_noise` at (epsilon, delta).
+
+    Without weight decay the total noise is (2 C0 + 2 gamma C1 T) / mu, with mu what (epsilon,
+    delta) allows, and the noise per step is least where gamma C1 T = C0. So C0 = noise * mu / 4.
+    """
+    radius = _round(settings.total_noise * gaussian.mu(epsilon, delta) / 4)
+    return mechanisms.GradientClipping(
+        init_radius=radius,
+        clip_norm=settings.clip_norm,
+        learning_rate=radius / (settings.clip_norm * settings.noisy_steps),
+        steps=settings.noisy_steps,
+    )
+
+
+def run(
+    dataset: data_lib.Dataset,
+    settings: Settings,
+    *,
+    epsilon: float,
+    delta: float,
+    seed: int,
+    say: Callable[[str], object] = lambda text: None,
+    progress: bool = False,
+) -> Result:
+    """Runs the whole experiment.
+
+    Args:
+      dataset: the images.
+      settings: the network and its schedules.
+      epsilon: target of the certificate.
+      delta: target of the certificate.
+      seed: of everything, the noise included: fit for an experiment, not for a deletion request.
+      say: told what is being done.
+      progress: whether to draw progress bars.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if epsilon or delta is out of range.
+    """
+    mechanism = make_mechanism(settings, epsilon, delta)
+    accounting.noise_scale(mechanism, epsilon=epsilon, delta=delta)  # refuses before the work
+    retain, forget = data_lib.split_forget(dataset.train, FORGET_FRACTION, seed)
+    net = network.MLP(settings.hidden)
+    pixels = dataset.train["x"].shape[1]
+    center = network.init(net, PUBLIC_SEED, pixels)
+    keys = iter(jax.random.split(jax.random.key(seed), 6))
+    evaluate = network.evaluator(net, dataset.test, retain, forget)
+    evaluate(center)  # compiles it, so that no row pays for that
+    finetune_steps = settings.finetune_steps
+    comparable = settings.noisy_steps + finetune_steps
+
+    def trained(data: data_lib.Examples, steps: int, title: str) -> tuple[Any, dict[str, float]]:
+        params = network.init(net, next(keys), pixels)
+        watch = _Watch(evaluate)
+        with _bar(steps, title, progress) as advance:
+            optimizer = optax.adam(settings.learning_rate)
+            batch = settings.batch_size
+            params = network.train(net, params, data, optimizer, steps, batch, next(keys), advance)
+        return params, watch(params)
+
+    def unlearned(params: Any) -> tuple[unlearning.UnlearningResult, list[tuple[int, Any]]]:
+        result = unlearning.unlearn(
+            functools.partial(network.mean_loss, net),
+            params,
+            retain,
+            mechanism,
+            epsilon=epsilon,
+            delta=delta,
+            batch_size=settings.batch_size,
+            # Each run has its own key: two runs with the same noise would differ by what the noise
+            # is there to hide.
+            key=next(keys),
+            center=center,
+            finetune=(optax.adam(settings.learning_rate), finetune_steps),
+            forget_size=len(forget["y"]),
+            evaluate=_Watch(evaluate),
+            evaluate_every=settings.evaluate_every,
+            progress=progress,
+        )
+        return result, result.history.evaluations
+
+    say(f"{dataset.name}: training the original model, {settings.train_steps} steps")
+    original, numbers = trained(dataset.train, settings.train_steps, "original")
+    rows = [Row(name="original", steps=settings.train_steps, certified=None, **numbers)]
+    say(f"retraining without the forget set, {comparable} steps")
+    _, numbers = trained(retain, comparable, "retrained")
+    rows.append(Row(name="retrained from scratch", steps=comparable, certified=(0, 0), **numbers))
+    say(f"unlearning, {mechanism.steps} noisy steps, then {finetune_steps} without noise")
+    result, curve = unlearned(original)
+    say("the same from the centre, which never saw the forget set")
+    _, center_curve = unlearned(center)
+    if curve[-1][0] != comparable or center_curve[-1][0] != comparable:
+        raise KeyboardInterrupt  # the loop only notes Ctrl-C; half a comparison is none
+    rows.append(
+        Row(
+            name="started from the centre",
+            steps=comparable,
+            certified=(0, 0),
+            **center_curve[-1][1],
+        )
+    )
+    claim = (result.certificate.epsilon, result.certificate.delta)
+    for name, step in (
+        ("unlearned, after the noisy phase", mechanism.steps),
+        ("unlearned and fine-tuned", comparable),
+    ):
+        rows.append(Row(name=name, steps=step, certified=claim, **dict(curve)[step]))
+    sizes = {
+        "train": len(dataset.train["y"]),
+        "retain": len(retain["y"]),
+        "forget": len(forget["y"]),
+        "test": len(dataset.test["y"]),
+    }
+    return Result(
+        dataset=dataset.name,
+        seed=seed,
+        settings=settings,
+        rows=tuple(rows),
+        curve=tuple(curve),
+        mechanism=mechanism,
+        certificate=result.certificate,
+        params=result.params,
+        sizes=sizes,
+        auc_error=membership.chance_error(sizes["forget"], sizes["test"]),
+    )
+
+
+class _Watch:
+    """Evaluates, and adds the seconds since it was made, less those spent evaluating."""
+
+    def __init__(self, evaluate: Callable[[Any], dict[str, float]]) -> None:
+        self._evaluate, self._mark, self._seconds = evaluate, time.perf_counter(), 0.0
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        jax.block_until_ready(params)
+        self._seconds += time.perf_counter() - self._mark
+        numbers = self._evaluate(params)
+        self._mark = time.perf_counter()
+        return {**numbers, "seconds": self._seconds}
+
+
+def _round(number: float) -> float:
+    """Two significant digits, so that the plan can be read out."""
+    return float(f"{number:.2g}")
+
+
+@contextlib.contextmanager
+def _bar(total: int, title: str, progress: bool) -> Iterator[Callable[[int], object]]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        progress = False
+    if not progress:
+        yield lambda count: None
+        return
+    with tqdm(total=total, desc=title, unit="step") as bar:
+        yield bar.update

@@ -1,0 +1,132 @@
+"""Losses with clipped gradients: of every example, or of the batch as a whole."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import microbatching
+
+from certunlearn import checks, norms
+
+
+class ClipStats(NamedTuple):
+    """What clipping did to one batch. Private: it depends on the hidden parameters.
+
+    Attributes:
+      clipped_fraction: share of the gradients (of examples, or of the one batch) scaled down.
+      nonfinite: int32, how many were not finite and counted as zero.
+    """
+
+    clipped_fraction: jax.Array
+    nonfinite: jax.Array
+
+
+def clipped_value_and_grad(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    clip_norm: Any,
+    per_example: bool = True,
+    microbatch_size: int | None = None,
+    with_stats: bool = False,
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """A version of `jax.value_and_grad` whose gradient has norm at most `clip_norm`.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`, the *mean* loss of a batch: a pytree of arrays with a
+        common leading axis. With `per_example` it is called on batches of one example, under
+        `vmap`; randomness such as dropout needs one key per example in the batch.
+      clip_norm: largest L2 norm over all leaves together.
+      per_example: clip every example's gradient, then average over the batch. Otherwise clip the
+        gradient of the batch's mean loss, as Koloskova et al. (2025) do.
+      microbatch_size: examples to hold in memory at once; it must divide the batch size. None
+        takes the whole batch at once. Memory then depends on this and not on the batch size. On
+        a CPU, convolutions run far slower inside the loop that this makes.
+      with_stats: also return a `ClipStats`.
+
+    Returns:
+      `f(params, batch) -> (value, grads)`, or `((value, stats), grads)` with `with_stats`. `value`
+      is the mean loss; with `per_example`, of the examples whose loss and gradient are finite.
+
+    Raises:
+      TypeError: if an argument is of the wrong type.
+      ValueError: if `clip_norm` is out of range; by `f`, if the batch is empty or ragged, or
+        `microbatch_size` does not divide its size.
+
+    Guarantee:
+      The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
+      loss, NaN included: an example whose gradient is not finite counts as zero, and does not
+      disturb the others. This is the clip that `GradientClipping` asks for; it says nothing of
+      the privacy of single examples.
+
+    Source:
+      Abadi et al. (2016), Deep Learning with Differential Privacy, Algorithm 1 (per example).
+
+    >>> f = clipped_value_and_grad(lambda w, x: jnp.mean((x - w) ** 2), clip_norm=1.0)
+    >>> value, grad = f(jnp.array(0.0), jnp.array([0.25, -100.0]))
+    >>> print(f"{grad:.2f}")  # the mean of -0.5 and +1
+    0.25
+    """
+    norms.check_norm("clip_norm", clip_norm)
+    for name, flag in (("per_example", per_example), ("with_stats", with_stats)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+    if microbatch_size is not None:
+        microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
+    run = _by_example if per_example else _by_batch
+
+    def value_and_grad(params: Any, batch: Any) -> tuple[Any, Any]:
+        _check_batch(batch, microbatch_size)
+        value, stats, grads = run(loss_fn, clip_norm, microbatch_size, params, batch)
+        return ((value, stats) if with_stats else value), grads
+
+    return value_and_grad
+
+
+def _by_example(
+    loss_fn: Callable, clip_norm: Any, microbatch_size: int | None, params: Any, batch: Any
+) -> tuple[jax.Array, ClipStats, Any]:
+    def flags(grads: Any) -> tuple[jax.Array, jax.Array]:
+        return norms.clip_tree(grads, clip_norm)[1:]
+
+    grads, each = microbatching.micro_grad(
+        loss_fn,
+        microbatch_size=microbatch_size,
+        accumulator=microbatching.AccumulationType.MEAN,
+        transform_fn=lambda grads: norms.clip_tree(grads, clip_norm).tree,
+        metrics_fn=flags,
+    )(params, batch)
+    clipped, nonfinite = each.metrics
+    # The mean of vectors in the ball is in the ball, but for rounding.
+    grads = norms.clip_tree(grads, clip_norm).tree
+    counted = jnp.isfinite(each.values) & ~nonfinite
+    total = jnp.sum(jnp.where(counted, each.values, 0))
+    value = total / jnp.maximum(jnp.sum(counted), 1)
+    stats = ClipStats(jnp.mean(clipped, dtype=jnp.float32), jnp.sum(nonfinite, dtype=jnp.int32))
+    return value, stats, grads
+
+
+def _by_batch(
+    loss_fn: Callable, clip_norm: Any, microbatch_size: int | None, params: Any, batch: Any
+) -> tuple[jax.Array, ClipStats, Any]:
+    value, grads = microbatching.microbatch(
+        jax.value_and_grad(loss_fn),
+        argnums=1,
+        microbatch_size=microbatch_size,
+        accumulator=microbatching.AccumulationType.MEAN,
+    )(params, batch)
+    result = norms.clip_tree(grads, clip_norm)
+    stats = ClipStats(result.clipped.astype(jnp.float32), result.nonfinite.astype(jnp.int32))
+    return value, stats, result.tree
+
+
+def _check_batch(batch: Any, microbatch_size: int | None) -> None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(not shape for shape in shapes):
+        raise ValueError("batch must be a pytree of arrays with a leading axis of examples")
+    sizes = sorted({shape[0] for shape in shapes})
+    if len(sizes) > 1 or sizes[0] == 0:
+        raise ValueError(f"batch must have one leading axis of at least 1, got lengths {sizes}")
+    if microbatch_size is not None and sizes[0] % microbatch_size:
+        raise ValueError(
+            f"microbatch_size must divide the batch size {sizes[0]}, got {microbatch_size}"
+        )

@@ -1,0 +1,210 @@
+"""What a run would cost before it is run: the numbers behind `certunlearn plan`. Pure functions."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from certunlearn import accounting, checks, mechanisms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AccountantPlan:
+    """The noise that one accountant asks for; all numbers are None where it refuses.
+
+    Attributes:
+      accountant: which.
+      noise_scale: standard deviation of each step's noise, in parameter units.
+      total_noise: standard deviation of all steps' noise together in a coordinate of x_T.
+      total_noise_norm: root mean square norm of that noise over all parameters, if their number is
+        known.
+      total_variation: no event is more likely than under the reference by more than this.
+      refused: why there is no number, or None.
+    """
+
+    accountant: str
+    noise_scale: float | None = None
+    total_noise: float | None = None
+    total_noise_norm: float | None = None
+    total_variation: float | None = None
+    refused: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The numbers of `certunlearn plan`.
+
+    Attributes:
+      mechanism: what would be run.
+      epsilon: the target.
+      delta: the target.
+      params: number of parameters, or None if not said.
+      best_steps: the number of steps at which interpolation asks for the least noise per step.
+      best_noise_scale: that noise.
+      accountants: one entry for each accountant.
+    """
+
+    mechanism: mechanisms.GradientClipping
+    epsilon: float
+    delta: float
+    params: int | None
+    best_steps: int
+    best_noise_scale: float
+    accountants: tuple[AccountantPlan, ...]
+
+
+def make_plan(
+    *,
+    epsilon: float,
+    delta: float,
+    init_radius: float,
+    clip_norm: float,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    steps: int | None = None,
+    reference: str = "retrained",
+    params: int | None = None,
+) -> Plan:
+    """Plans a run with constant parameters.
+
+    Args:
+      epsilon: the target.
+      delta: the target.
+      init_radius: see `GradientClipping`, as for the next four.
+      clip_norm: largest norm of a gradient.
+      learning_rate: of the noisy steps.
+      weight_decay: towards the centre.
+      steps: number of noisy steps; the best number if None.
+      reference: `"retrained"` or `"center"`.
+      params: number of parameters, for the norm of the noise.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if one is out of range.
+
+    >>> plan = make_plan(epsilon=1, delta=1e-5, init_radius=1, clip_norm=1, learning_rate=0.1)
+    >>> plan.mechanism.steps, [round(a.noise_scale, 2) for a in plan.accountants[:2]]
+    (10, [4.71, 6.44])
+    """
+    epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
+    if params is not None:
+        params = checks.positive_int("params", params)
+    asked = mechanisms.GradientClipping(
+        init_radius=init_radius,
+        clip_norm=clip_norm,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        steps=1 if steps is None else steps,
+        reference=reference,
+    )
+    best = dataclasses.replace(asked, steps=accounting.best_steps(asked))
+    mechanism = best if steps is None else asked
+    return Plan(
+        mechanism=mechanism,
+        epsilon=epsilon,
+        delta=delta,
+        params=params,
+        best_steps=best.steps,
+        best_noise_scale=accounting.noise_scale(best, epsilon=epsilon, delta=delta),
+        accountants=tuple(
+            _by_accountant(name, mechanism, epsilon, delta, params)
+            for name in accounting.ACCOUNTANTS
+        ),
+    )
+
+
+def total_noise(mechanism: mechanisms.GradientClipping, noise_scale: float) -> float:
+    """Standard deviation, per coordinate of x_T, of all steps' noise after weight decay.
+
+    >>> m = mechanisms.GradientClipping(init_radius=1, clip_norm=1, learning_rate=0.1, steps=9)
+    >>> total_noise(m, 0.5)
+    1.5
+    """
+    # Step t's noise is decayed by every later step.
+    later = np.concatenate([np.cumprod(mechanism.contraction[:0:-1])[::-1], [1.0]])
+    return noise_scale * math.sqrt(float(np.sum(later**2)))
+
+
+def to_record(plan: Plan) -> dict[str, Any]:
+    """The plan as a JSON-ready dict; what an accountant refuses is null, with the reason."""
+    return {
+        "epsilon": plan.epsilon,
+        "delta": plan.delta,
+        "mechanism": mechanisms.to_record(plan.mechanism),
+        "initial_distance": plan.mechanism.initial_distance,
+        "params": plan.params,
+        "best_steps": plan.best_steps,
+        "best_noise_scale": plan.best_noise_scale,
+        "accountants": {
+            entry.accountant: {
+                name: value
+                for name, value in dataclasses.asdict(entry).items()
+                if name != "accountant"
+            }
+            for entry in plan.accountants
+        },
+    }
+
+
+def to_table(plan: Plan) -> str:
+    """The plan for people.
+
+    >>> plan = make_plan(epsilon=1, delta=1e-5, init_radius=1, clip_norm=1, learning_rate=0.1)
+    >>> print(to_table(plan).splitlines()[0])
+    (1, 1e-05)-unlearning with 10 noisy steps, reference 'retrained'
+    """
+    mechanism = plan.mechanism
+    header = ["accountant", "noise per step", "total noise in x_T", "TV limit"]
+    if plan.params is not None:
+        header.insert(3, f"its norm (N = {plan.params})")
+    widths = [max(13, len(title)) for title in header]
+    lines = ["  ".join(t.ljust(w) for t, w in zip(header, widths, strict=True)).rstrip()]
+    for entry in plan.accountants:
+        cells = [entry.accountant]
+        if entry.refused is not None:
+            cells.append(f"refused: {entry.refused}")
+        else:
+            numbers = [entry.noise_scale, entry.total_noise, entry.total_variation]
+            if plan.params is not None:
+                numbers.insert(2, entry.total_noise_norm)
+            cells += [f"{number:.6g}" for number in numbers]
+        lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
+    run = "this plan" if mechanism.steps == plan.best_steps else f"not {mechanism.steps}"
+    return "\n".join(
+        [
+            f"({plan.epsilon:.6g}, {plan.delta:.6g})-unlearning with {mechanism.steps} noisy "
+            f"step{'s' * (mechanism.steps > 1)}, reference {mechanism.reference!r}",
+            "",
+            *lines,
+            "",
+            f"radius of the ball of starts  {mechanism.init_radius:.6g}   (norm of what the start "
+            "may keep of the old model)",
+            f"best number of steps          {plan.best_steps}   ({run}; noise per step "
+            f"{plan.best_noise_scale:.6g} by interpolation)",
+            "",
+            "Noise is a standard deviation per coordinate, in parameter units. TV limit: no event "
+            "is more\nlikely than under the reference by more than this.",
+        ]
+    )
+
+
+def _by_accountant(
+    name: str,
+    mechanism: mechanisms.GradientClipping,
+    epsilon: float,
+    delta: float,
+    params: int | None,
+) -> AccountantPlan:
+    try:
+        scale = accounting.noise_scale(mechanism, epsilon=epsilon, delta=delta, accountant=name)
+    except ValueError as error:
+        return AccountantPlan(accountant=name, refused=str(error))
+    noise = total_noise(mechanism, scale)
+    return AccountantPlan(
+        accountant=name,
+        noise_scale=scale,
+        total_noise=noise,
+        total_noise_norm=None if params is None else noise * math.sqrt(params),
+        total_variation=accounting.total_variation(mechanism, noise_scale=scale),
+    )
