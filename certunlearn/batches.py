@@ -31,8 +31,9 @@ def check_batch_size(batch_size: int, size: int) -> int:
     """Returns `batch_size`, or raises ValueError if an epoch of `size` examples holds no batch."""
     batch_size = checks.positive_int("batch_size", batch_size)
     if batch_size > size:
-        raise ValueError(f"batch_size must be at most the number of examples, {size}, "
-                         f"got {batch_size}")
+        raise ValueError(
+            f"batch_size must be at most the number of examples, {size}, got {batch_size}"
+        )
     return batch_size
 
 

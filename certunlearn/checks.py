@@ -79,11 +79,11 @@ def per_step(name: str, value: Any, steps: int, *, zero_allowed: bool = False) -
     if callable(value):
         value = _evaluate(name, value, steps)
     try:
+        if value is None or isinstance(value, bool | str | bytes):
+            raise TypeError
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, numbers or a schedule, got {value!r}") from error
-    if isinstance(value, bool | str | bytes):
-        raise TypeError(f"{name} must be a number, numbers or a schedule, got {value!r}")
     if array.ndim > 1 or (array.ndim == 1 and len(array) != steps):
         raise ValueError(
             f"{name} must be one number or have one for each of the {steps} steps, "
@@ -108,6 +108,8 @@ def _evaluate(name: str, schedule: Callable[[Any], Any], steps: int) -> np.ndarr
         values = np.asarray(schedule(np.arange(steps)), dtype=np.float64)
     except Exception:  # a schedule with Python control flow takes one step at a time
         values = np.empty(0)
-    if values.shape == (steps,) and all(values[t] == v for t, v in zip(probes, at_probes)):
+    if values.shape == (steps,) and all(
+        values[t] == v for t, v in zip(probes, at_probes, strict=False)
+    ):
         return values
     return np.asarray([float(schedule(t)) for t in range(steps)])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -91,7 +92,15 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     for name, leaf in named.items():
         if leaf.dtype.kind not in "biufc":
             raise ValueError(f"params[{name!r}] has dtype {leaf.dtype}; cast it to float32 first")
-    write_atomically(path, lambda file: np.savez(file, **named))
+    write_atomically(path, lambda file: write_npz(file, named))
+
+
+def write_npz(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as `np.savez` would, under any names ("file", too, which that one reserves)."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 def load_params(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

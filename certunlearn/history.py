@@ -99,7 +99,7 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     text = json.dumps({"step": state.step, "key_source": state.key_source, "plan": state.plan})
     arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
     arrays["about"] = np.asarray(text)
-    files.write_atomically(path, lambda file: np.savez(file, **arrays), private=True)
+    files.write_atomically(path, lambda file: files.write_npz(file, arrays), private=True)
     warnings.warn(
         f"{os.fspath(path)} holds the noise key and a hidden iterate: keep it as secret as the "
         "trained model, never beside the released one, and delete it when the run is finished",

@@ -31,16 +31,15 @@ class Split:
         Raises:
           ValueError: if the structures differ, nothing is left to train, or there are no leaves.
         """
-        leaves, treedef = jax.tree.flatten(params)
+        leaves = jax.tree.leaves(params)
+        treedef: Any = jax.tree.structure(params)
         if not leaves:
             raise ValueError("params must have at least one array, got none")
         if frozen is None:
             return cls(treedef, leaves, [False] * len(leaves))
         flags, structure = jax.tree.flatten(frozen)
-        if structure != treedef:
-            raise ValueError(
-                f"frozen must be structured like params, {treedef}; got {structure}"
-            )
+        if treedef != structure:
+            raise ValueError(f"frozen must be structured like params, {treedef}; got {structure}")
         if all(flags):
             raise ValueError("frozen must leave at least one leaf to train, got True for all")
         return cls(treedef, leaves, [bool(flag) for flag in flags])
@@ -64,12 +63,15 @@ class Split:
         """
         leaves, structure = jax.tree.flatten(tree)
         if structure != self.treedef:
-            raise ValueError(f"{name} must be structured like params, {self.treedef}; "
-                             f"got {structure}")
+            raise ValueError(
+                f"{name} must be structured like params, {self.treedef}; got {structure}"
+            )
         for mine, theirs in zip(self.leaves, leaves, strict=True):
             if np.shape(mine) != np.shape(theirs):
-                raise ValueError(f"{name} must have the shapes of params, got {np.shape(theirs)} "
-                                 f"where params have {np.shape(mine)}")
+                raise ValueError(
+                    f"{name} must have the shapes of params, got {np.shape(theirs)} "
+                    f"where params have {np.shape(mine)}"
+                )
         return self._choose(leaves)
 
     def merge(self, trainable: list[Any]) -> Any:

@@ -142,7 +142,7 @@ class GradientClipping:
         steps = checks.positive_int("steps", steps)
         if steps > self.steps:
             raise ValueError(f"steps must be at most {self.steps}, got {steps}")
-        cut = {
+        cut: dict[str, Any] = {
             name: value[:steps]
             for name in ("clip_norm", "learning_rate", "weight_decay")
             if isinstance(value := getattr(self, name), tuple)

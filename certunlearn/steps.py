@@ -146,6 +146,12 @@ def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any
 
 
 def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
-    is_clip = lambda s: isinstance(s, transforms.ClipByGlobalNormState)  # noqa: E731
-    found = [s for s in jax.tree.leaves(opt_state, is_leaf=is_clip) if is_clip(s)]
-    return found[-1].clipped, found[-1].nonfinite  # the last is ours; before_clip may have others
+    """How many gradients were clipped so far, and how many were not finite."""
+    clip = _find(opt_state, transforms.ClipByGlobalNormState)[-1]  # before_clip may have its own
+    zeroed = [state.zeroed for state in _find(opt_state, transforms.ZeroNonfiniteState)]
+    return clip.clipped, clip.nonfinite + sum(zeroed)
+
+
+def _find(opt_state: optax.OptState, kind: type) -> list[Any]:
+    is_kind = lambda state: isinstance(state, kind)  # noqa: E731
+    return [state for state in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(state)]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from certunlearn import (
 )
 from certunlearn import keys as keys_lib
 from certunlearn.history import PrivateHistory, UnlearningState
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnlearningResult:
@@ -165,9 +167,7 @@ def unlearn(
 
     if step == 0:
         look(0, carry[0], False)
-    run = steps.noisy_steps(
-        loss_of_leaves, tx, mechanism, batch_size, per_example, microbatch_size
-    )
+    run = steps.noisy_steps(loss_of_leaves, tx, mechanism, batch_size, per_example, microbatch_size)
     pause_every = None if evaluate is None else evaluate_every
     stats: list[steps.StepStats] = []
     finetune_losses: list[jax.Array] = []
@@ -189,7 +189,7 @@ def unlearn(
         state = None if finished else _state(step, carry, keys, key_source, plan)
         del opt_state, carry  # what the optimizer remembers must not outlive the noisy steps
         if finished and optimizer is not None:
-            for trainable, loss in steps.finetuning_steps(
+            tuning = steps.finetuning_steps(
                 loss_of_leaves,
                 trainable,
                 optimizer,
@@ -198,7 +198,8 @@ def unlearn(
                 data,
                 size,
                 batch_size,
-            ):
+            )
+            for trainable, loss in tuning:
                 finetune_losses.append(loss)
                 advance(1)
                 done = len(finetune_losses)
@@ -331,12 +332,10 @@ def _interrupted(step: int, planned: int) -> str:
 @contextlib.contextmanager
 def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
     """A progress bar's `advance(steps)`, or a stand-in without tqdm or where none is wanted."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        progress = False
-    if not progress:
+    if not progress or importlib.util.find_spec("tqdm") is None:
         yield lambda count: None
         return
+    from tqdm import tqdm
+
     with tqdm(total=total, desc="unlearning", unit="step") as bar:
         yield bar.update

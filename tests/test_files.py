@@ -18,6 +18,19 @@ def test_round_trip_keeps_the_digest(tmp_path):
     assert files.params_digest(loaded) == files.params_digest(PARAMS)
 
 
+def test_any_name_can_be_saved(tmp_path):
+    awkward = {
+        "file": np.ones(1),
+        "allow_pickle": np.zeros(2),
+        "a.npy": np.ones(3),
+        "ü": np.ones(1),
+    }
+    files.save_params(tmp_path / "m.npz", awkward)
+    assert files.params_digest(files.load_params(tmp_path / "m.npz")) == files.params_digest(
+        awkward
+    )
+
+
 @pytest.mark.parametrize(
     "other",
     [

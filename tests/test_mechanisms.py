@@ -29,7 +29,9 @@ def test_separation_holds_for_any_two_clipped_gradients():
     worst = 0.0
     for _ in range(2000):
         x, y, g, h = rng.normal(size=(4, 2))
-        g, h = (2.0 * v / max(np.linalg.norm(v), 2.0 if rng.random() < 0.5 else 0.0) for v in (g, h))
+        g, h = (
+            2.0 * v / max(np.linalg.norm(v), 2.0 if rng.random() < 0.5 else 0.0) for v in (g, h)
+        )
         before = np.linalg.norm(x - y)
         after = np.linalg.norm((x - 0.1 * (g + 0.5 * x)) - (y - 0.1 * (h + 0.5 * y)))
         assert after <= m.separation(0, before) + 1e-12

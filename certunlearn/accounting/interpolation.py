@@ -6,18 +6,22 @@ a_t >= 0 the part closed at step t,
 
     D_0 = initial distance,   D_{t+1} = c_t D_t + s_t - a_t >= 0,   D_tau = 0,
 
-the two runs are mu-GDP with mu^2 = sum (a_t / sigma_t)^2, and any such a is a proof. The least mu is
-the energy of a taut string: with w_t = product of c_k over t < k < tau, V_j = sum_{t<j} (w_t
-sigma_t)^2 and S_j = initial_distance * product of c_k over k < tau + sum_{t<j} w_t s_t, what has been
-closed after j steps, weighted likewise, may not exceed S_j, must end at S_tau, and costs
-sum (dS)^2 / dV: the minimiser is the lower convex hull of (0, 0), (V_1, S_1), ..., (V_tau, S_tau).
+the two runs are mu-GDP with mu^2 = sum (a_t / sigma_t)^2, and any such a is a proof. The least mu
+is the energy of a taut string. Let w_t be the product of c_k over t < k < tau,
 
-**One hull serves every tau.** Let C = product of c_k over k < tau and W_t = 1 / product of c_k over
-k <= t. Then w_t = C W_t, so V_j = C^2 U_j and S_j = C A_j with U and A free of tau, and the energy
-(dS)^2 / dV does not change under (S, V) -> (C S, C^2 V). The hulls for tau = 1, 2, ... are therefore
-the successive stages of one hull built point by point, in time linear in the number of steps. U and
-A themselves would overflow; each segment is kept in the units of its own step, with the factor that
-leads to the next segment's.
+    V_j = sum_{t<j} (w_t sigma_t)^2,
+    S_j = initial_distance * (product of c_k over k < tau) + sum_{t<j} w_t s_t.
+
+What has been closed after j steps, sum_{t<j} w_t a_t, may not exceed S_j, must end at S_tau, and
+costs sum (dS)^2 / dV: the minimiser is the lower convex hull of (0, 0), (V_1, S_1), ..., (V_tau,
+S_tau).
+
+**One hull serves every tau.** Let C be the product of c_k over k < tau and W_t = 1 / product of c_k
+over k <= t. Then w_t = C W_t, so V_j = C^2 U_j and S_j = C A_j with U and A free of tau, and the
+energy (dS)^2 / dV does not change under (S, V) -> (C S, C^2 V). The hulls for tau = 1, 2, ... are
+therefore the successive stages of one hull built point by point, in time linear in the number of
+steps. U and A themselves would overflow; each segment is kept in the units of its own step, with
+the factor that leads to the next segment's.
 """
 
 from typing import Any
@@ -90,7 +94,7 @@ def gdp_mu_curve(
     try:
         arrays = np.broadcast_arrays(*(np.atleast_1d(a) for a in per_step.values()))
     except ValueError:
-        arrays = []
+        arrays = ()
     if not arrays or arrays[0].ndim != 1 or arrays[0].size == 0:
         shapes = ", ".join(f"{name} {a.shape}" for name, a in per_step.items())
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")

@@ -35,9 +35,16 @@ def init(net: MLP, seed: int | jax.Array, pixels: int) -> Any:
 
 
 def losses(net: MLP, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Each example's cross-entropy, and whether it is classified correctly."""
-    logits = net.apply(params, batch["x"])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    """Each example's cross-entropy, and whether it is classified correctly.
+
+    Written as softplus(log-sum-exp of the other logits - the label's logit), which does not round
+    to zero: a memorised example's loss is far below float32's resolution near one, and the attack
+    ranks by it.
+    """
+    logits = jnp.asarray(net.apply(params, batch["x"]))
+    is_label = jax.nn.one_hot(batch["y"], CLASSES, dtype=bool)
+    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
+    loss = jax.nn.softplus(others - jnp.sum(logits, axis=-1, where=is_label))
     return loss, jnp.argmax(logits, axis=-1) == batch["y"]
 
 
@@ -60,9 +67,11 @@ def train(
     loss_fn = functools.partial(mean_loss, net)
     params = jax.tree.map(jnp.copy, params)  # the loop uses their memory again
     on_device = jax.tree.map(jnp.asarray, data)
-    for params, _ in steps_lib.finetuning_steps(  # noqa: B020
-        loss_fn, params, optimizer, steps, key, on_device, len(data["y"]), batch_size
+    size = len(data["y"])
+    for trained, _ in steps_lib.finetuning_steps(
+        loss_fn, params, optimizer, steps, key, on_device, size, batch_size
     ):
+        params = trained
         advance(1)
     return params
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from certunlearn import accounting, files, mechanisms
 from certunlearn.demo.run import Result, Row
@@ -31,11 +33,16 @@ def write(result: Result, folder: Path) -> None:
     files.save_params(folder / "unlearned.npz", result.params)
     figure = picture(result)
     files.write_atomically(folder / "report.png", lambda file: figure.savefig(file, format="png"))
-    for name, text in (
-        ("table.md", f"{table(result.rows)}\n\n{notes(result)}\n"),
-        ("results.json", json.dumps(to_record(result), indent=2, allow_nan=False) + "\n"),
-    ):
-        files.write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+    texts = {
+        "table.md": f"{to_text(result)}\n",
+        "results.json": json.dumps(to_record(result), indent=2, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():
+        files.write_atomically(folder / name, _writer(text))
+
+
+def _writer(text: str) -> Callable[[IO[bytes]], int]:
+    return lambda file: file.write(text.encode())
 
 
 def to_text(result: Result) -> str:
@@ -114,10 +121,10 @@ def picture(result: Result) -> Figure:
     left, right = figure.subplots(1, 2)
     _accuracy(left, result)
     _epsilon(right, result)
-    last = result.curve[-1][0]
-    for axes in (left, right):
-        axes.axvspan(0, result.mechanism.steps, color="0.9", zorder=0, label="noisy phase")
-        axes.set(xlabel="step", xlim=(0, last))
+    noisy, last = result.mechanism.steps, result.curve[-1][0]
+    for axes, end in ((left, last), (right, min(2 * noisy, last))):
+        axes.axvspan(0, noisy, color="0.9", zorder=0, label="noisy phase")
+        axes.set(xlabel="step", xlim=(0, end))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(loc="lower right", fontsize=9)
@@ -148,7 +155,9 @@ def _epsilon(axes: Axes, result: Result) -> None:
     axes.set(
         title="Certified epsilon", ylabel=f"epsilon at delta = {certificate.delta:g}", yscale="log"
     )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def _claim_label(certificate: Any) -> str:

@@ -1,0 +1,98 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from certunlearn import accounting, mechanisms, planning
+
+BALL = {"init_radius": 1.0, "clip_norm": 1.0, "learning_rate": 0.1}
+TARGET = {"epsilon": 1.0, "delta": 1e-5}
+
+
+def test_without_steps_the_best_number_is_used():
+    plan = planning.make_plan(**TARGET, **BALL)
+    assert plan.mechanism.steps == plan.best_steps == 10
+    assert plan.accountants[0].noise_scale == plan.best_noise_scale
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("reference", mechanisms.REFERENCES)
+def test_the_best_number_of_steps_needs_no_more_noise_than_any_other(weight_decay, reference):
+    options = {**TARGET, **BALL, "weight_decay": weight_decay, "reference": reference}
+    best = planning.make_plan(**options)
+    for steps in (1, 2, 5, 20, 100, 400):
+        other = planning.make_plan(**options, steps=steps)
+        assert other.best_steps == best.best_steps
+        assert other.mechanism.steps == steps
+        assert best.best_noise_scale <= other.accountants[0].noise_scale * (1 + 1e-8)
+
+
+def test_the_numbers_are_the_accountants():
+    plan = planning.make_plan(**TARGET, **BALL, steps=30, weight_decay=0.2, params=400)
+    names = [entry.accountant for entry in plan.accountants]
+    assert names == list(accounting.ACCOUNTANTS)
+    for entry in plan.accountants:
+        if entry.refused is not None:
+            continue
+        sigma = accounting.noise_scale(plan.mechanism, **TARGET, accountant=entry.accountant)
+        assert entry.noise_scale == sigma
+        powers = 0.98 ** (2 * np.arange(30))
+        assert entry.total_noise == pytest.approx(sigma * math.sqrt(powers.sum()), rel=1e-12)
+        assert entry.total_noise_norm == pytest.approx(20 * entry.total_noise, rel=1e-12)
+        limit = accounting.total_variation(plan.mechanism, noise_scale=sigma)
+        assert entry.total_variation == limit
+
+
+def test_total_noise_of_schedules_is_what_a_simulation_adds_up():
+    mechanism = mechanisms.GradientClipping(
+        init_radius=1.0, clip_norm=1.0, learning_rate=(0.1, 0.5, 0.2), weight_decay=1.0, steps=3
+    )
+    variance = 0.0
+    for contraction in mechanism.contraction:
+        variance = contraction**2 * variance + 4.0
+    assert planning.total_noise(mechanism, 2.0) == pytest.approx(math.sqrt(variance), rel=1e-12)
+
+
+def test_a_refusal_has_a_reason_and_no_numbers():
+    plan = planning.make_plan(epsilon=20.0, delta=1e-5, **BALL)
+    entry = {e.accountant: e for e in plan.accountants}["closed-form"]
+    assert "unsound" in entry.refused
+    assert entry.noise_scale is entry.total_noise is entry.total_variation is None
+    record = planning.to_record(plan)["accountants"]["closed-form"]
+    assert record["noise_scale"] is None
+    assert record["refused"] == entry.refused
+    assert "refused: " in planning.to_table(plan)
+
+
+def test_the_record_is_json_and_complete():
+    plan = planning.make_plan(**TARGET, **BALL, params=10)
+    record = planning.to_record(plan)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert mechanisms.from_record(record["mechanism"]) == plan.mechanism
+    shown = {field.name for field in dataclasses.fields(planning.AccountantPlan)} - {"accountant"}
+    assert set(record["accountants"]["interpolation"]) == shown
+
+
+def test_the_table_names_steps_other_than_the_best():
+    assert "not 3" in planning.to_table(planning.make_plan(**TARGET, **BALL, steps=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"epsilon": 0.0}, ValueError),
+        ({"epsilon": math.nan}, ValueError),
+        ({"delta": 1.0}, ValueError),
+        ({"init_radius": -1.0}, ValueError),
+        ({"steps": 0}, ValueError),
+        ({"steps": 2.5}, TypeError),
+        ({"params": 0}, ValueError),
+        ({"reference": "nothing"}, ValueError),
+        ({"weight_decay": 11.0}, ValueError),
+    ],
+)
+def test_bad_input_is_refused(change, error):
+    with pytest.raises(error):
+        planning.make_plan(**(TARGET | BALL | change))
