@@ -84,8 +84,9 @@ def recompute_statistics(
 
     >>> import jax.numpy as jnp
     >>> data = jnp.arange(8.0)
-    >>> recompute_statistics(lambda s, b: 0.9 * s + 0.1 * b.mean(), 0.0, data, batch_size=8)
-    Array(3.5, dtype=float32...)
+    >>> average = lambda state, batch: 0.9 * state + 0.1 * batch.mean()
+    >>> print(f"{recompute_statistics(average, 0.0, data, batch_size=8):.4f}")
+    3.5000
     """
     size = batches.data_size(retain_data)
     count = size // batches.check_batch_size(batch_size, size)
