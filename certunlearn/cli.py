@@ -75,7 +75,9 @@ def _verify(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from certunlearn.demo import data, report, run
 
-    args.out.mkdir(parents=True, exist_ok=True)  # before hours of work, if it cannot be
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to 2**32 - 1, got {args.seed}")
+    args.out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
     watched = sys.stderr.isatty()
     dataset = data.load(args.dataset, args.data_dir, args.seed, progress=watched)
     result = run.run(

@@ -85,7 +85,7 @@ def make_plan(
 
     >>> plan = make_plan(epsilon=1, delta=1e-5, init_radius=1, clip_norm=1, learning_rate=0.1)
     >>> plan.mechanism.steps, [round(a.noise_scale, 2) for a in plan.accountants[:2]]
-    (10, [4.71, 6.44])
+    (10, [4.72, 6.44])
     """
     epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     if params is not None:

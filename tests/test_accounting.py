@@ -174,6 +174,32 @@ def test_the_closed_form_is_looser_by_what_theory_says():
     assert ratio == pytest.approx(1.36, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("setting", "closed", "with_memory", "memoryless"),
+    [
+        ((1e-3, 50, 0.01, 10, 100), 1.288, 0.463, 0.1455),
+        ((1e-3, 50, 0.1, 10, 100), 1.291, 0.465, 0.4036),
+        ((1e-2, 10, 0.1, 1, 60), 0.912, 0.325, 0.3252),
+    ],
+)
+def test_published_and_exact_noise_with_weight_decay(setting, closed, with_memory, memoryless):
+    gamma, decay, c0, c1, steps = setting
+    m = make(c0, c1, gamma, decay, steps)
+    claim = {"epsilon": 1.0, "delta": 1e-5}
+    published = cu.noise_scale(m, **claim, accountant="closed-form")
+    assert published == pytest.approx(closed, abs=6e-4)
+    forgetful = cu.noise_scale(m, **claim)
+    assert forgetful == pytest.approx(memoryless, abs=6e-5)
+    # A memoryless update's guarantee is the best of its prefixes: what follows is post-processing.
+    # The prefixes' noise scales come from mechanisms with fewer steps and no minimum of their own.
+    prefixes = [
+        cu.noise_scale(dataclasses.replace(m, steps=t, memoryless=False), **claim)
+        for t in range(1, steps + 1)
+    ]
+    assert prefixes[-1] == pytest.approx(with_memory, abs=6e-4)
+    assert forgetful == pytest.approx(min(prefixes), rel=1e-9)
+
+
 def test_the_closed_form_inverts_and_leaves_gaps_in_its_curve():
     m = make(learning_rate=1e-3, weight_decay=10.0, steps=60)
     closed = {"accountant": "closed-form"}

@@ -208,8 +208,11 @@ def test_demo_refuses_a_folder_without_mnist(tmp_path, capsys):
     assert "no MNIST in" in captured.err
 
 
-def test_demo_refuses_bad_targets_before_training(tmp_path, capsys):
-    code = cli.main(["demo", "--epsilon", "-1", "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    "wrong", [["--epsilon", "-1"], ["--delta", "2"], ["--seed", "-1"], ["--seed", str(2**40)]]
+)
+def test_demo_refuses_bad_numbers_before_training(tmp_path, capsys, wrong):
+    code = cli.main(["demo", *wrong, "--out", str(tmp_path / "out")])
     assert_one_line_error(code, capsys.readouterr(), 2)
 
 

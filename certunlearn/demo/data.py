@@ -57,8 +57,8 @@ def mnist(data_dir: Path | str | None, progress: bool = False) -> Dataset:
         loaded = datasets.load_dataset(source)
         return Dataset("mnist", _arrays(loaded["train"]), _arrays(loaded["test"]))
     except Exception as error:  # network, disk, parquet and image errors of several libraries
-        remedy = "give --data-dir, a folder that holds mnist/" if data_dir is None else "see there"
-        raise OSError(f"cannot load MNIST from {source!r} ({error}); {remedy}") from error
+        remedy = "; give --data-dir, a folder that holds mnist/" if data_dir is None else ""
+        raise OSError(f"cannot load MNIST from {source!r} ({error}){remedy}") from error
 
 
 def split_forget(train: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:

@@ -25,7 +25,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits `[n, 10]` of images `[n, pixels]`."""
-        return nn.Dense(CLASSES)(nn.relu(nn.Dense(self.hidden)(x)))
+        hidden = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(CLASSES)(hidden)
 
 
 def init(net: MLP, seed: int | jax.Array, pixels: int) -> Any:
@@ -77,15 +78,36 @@ def train(
 
 
 def evaluator(
-    net: MLP, test: Examples, retain: Examples, forget: Examples
+    net: MLP, test: Examples, retain: Examples, forget: Examples, reference: Any
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from parameters to test, retain and forget accuracy and the attack's AUC."""
+    """A function from parameters to what is measured on them.
+
+    Args:
+      net: the network.
+      test: examples that nobody trained on.
+      retain: examples to keep.
+      forget: examples to forget.
+      reference: parameters trained on retain data only, to calibrate the attack.
+
+    Returns:
+      `evaluate(params)`, a dict: accuracies `test`, `retain` and `forget`, and the area under the
+      ROC curve of forget against test: `auc` of the calibrated attack, `loss_auc` of the plain one.
+    """
     sets = jax.tree.map(jnp.asarray, {"test": test, "retain": retain, "forget": forget})
     measure = jax.jit(functools.partial(losses, net))
+
+    expected = {
+        name: jax.device_get(measure(reference, sets[name])[0]) for name in ("forget", "test")
+    }
 
     def evaluate(params: Any) -> dict[str, float]:
         seen = {name: jax.device_get(measure(params, examples)) for name, examples in sets.items()}
         accuracies = {name: float(np.mean(correct)) for name, (_, correct) in seen.items()}
-        return {**accuracies, "auc": membership.auc(seen["forget"][0], seen["test"][0])}
+        scores = {name: membership.calibrated(seen[name][0], expected[name]) for name in expected}
+        return {
+            **accuracies,
+            "auc": membership.auc(scores["forget"], scores["test"]),
+            "loss_auc": membership.auc(seen["forget"][0], seen["test"][0]),
+        }
 
     return evaluate

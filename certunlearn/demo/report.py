@@ -83,9 +83,10 @@ def notes(result: Result) -> str:
             "or how hyperparameters were chosen.",
             "",
             f"{result.dataset}: {sizes['train']} training images, {sizes['forget']} of them to "
-            f"forget, {sizes['test']} test images. The attack's AUC is",
-            f"0.5 +- {result.auc_error:.3f} for a model that saw neither set. Seconds include "
-            "compiling.",
+            f"forget, {sizes['test']} test images. MIA AUC: forget",
+            "against test set, each loss relative to that of a reference model trained on retain "
+            f"data only; 0.5 +- {result.auc_error:.3f} for a",
+            "model that saw neither set. Seconds include compiling.",
             f"Noisy phase: {mechanism.steps} steps, C0 = {mechanism.init_radius:.3g}, C1 = "
             f"{mechanism.clip_norm:.3g}, gamma = {mechanism.learning_rate:.3g}, noise per step "
             f"{certificate.noise_scale:.3g}.",

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from certunlearn import accounting, mechanisms, unlearning
+from certunlearn import checks, mechanisms, unlearning
 from certunlearn.accounting import gaussian
 from certunlearn.certificates import Certificate
 from certunlearn.demo import data as data_lib
@@ -78,8 +78,8 @@ SETTINGS = {
 class Row:
     """A line of the table: a model, what is measured on it, and what it cost.
 
-    `certified` is its (epsilon, delta), (0, 0) if it never saw the forget set, None if nothing is
-    certified.
+    `auc` is the calibrated attack's, `loss_auc` the plain one's (see `membership`). `certified` is
+    its (epsilon, delta), (0, 0) if it never saw the forget set, None if nothing is certified.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Row:
     retain: float
     forget: float
     auc: float
+    loss_auc: float
     steps: int
     seconds: float
     certified: tuple[float, float] | None
@@ -114,6 +115,7 @@ def make_mechanism(settings: Settings, epsilon: float, delta: float) -> mechanis
     Without weight decay the total noise is (2 C0 + 2 gamma C1 T) / mu, with mu what (epsilon,
     delta) allows, and the noise per step is least where gamma C1 T = C0. So C0 = noise * mu / 4.
     """
+    epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     radius = _round(settings.total_noise * gaussian.mu(epsilon, delta) / 4)
     return mechanisms.GradientClipping(
         init_radius=radius,
@@ -149,25 +151,20 @@ def run(
       ValueError: if epsilon or delta is out of range.
     """
     mechanism = make_mechanism(settings, epsilon, delta)
-    accounting.noise_scale(mechanism, epsilon=epsilon, delta=delta)  # refuses before the work
     retain, forget = data_lib.split_forget(dataset.train, FORGET_FRACTION, seed)
     net = network.MLP(settings.hidden)
     pixels = dataset.train["x"].shape[1]
     center = network.init(net, PUBLIC_SEED, pixels)
-    keys = iter(jax.random.split(jax.random.key(seed), 6))
-    evaluate = network.evaluator(net, dataset.test, retain, forget)
-    evaluate(center)  # compiles it, so that no row pays for that
+    keys = iter(jax.random.split(jax.random.key(seed), 8))
     finetune_steps = settings.finetune_steps
     comparable = settings.noisy_steps + finetune_steps
 
-    def trained(data: data_lib.Examples, steps: int, title: str) -> tuple[Any, dict[str, float]]:
+    def trained(data: data_lib.Examples, steps: int, title: str) -> Any:
         params = network.init(net, next(keys), pixels)
-        watch = _Watch(evaluate)
         with _bar(steps, title, progress) as advance:
             optimizer = optax.adam(settings.learning_rate)
             batch = settings.batch_size
-            params = network.train(net, params, data, optimizer, steps, batch, next(keys), advance)
-        return params, watch(params)
+            return network.train(net, params, data, optimizer, steps, batch, next(keys), advance)
 
     def unlearned(params: Any) -> tuple[unlearning.UnlearningResult, list[tuple[int, Any]]]:
         result = unlearning.unlearn(
@@ -188,20 +185,35 @@ def run(
             evaluate_every=settings.evaluate_every,
             progress=progress,
         )
-        return result, result.history.evaluations
+        curve = result.history.evaluations
+        if curve[-1][0] != comparable:
+            raise KeyboardInterrupt  # the loop notes Ctrl-C and stops early; here that ends it all
+        return result, curve
 
-    say(f"{dataset.name}: training the original model, {settings.train_steps} steps")
-    original, numbers = trained(dataset.train, settings.train_steps, "original")
-    rows = [Row(name="original", steps=settings.train_steps, certified=None, **numbers)]
+    train_steps = settings.train_steps
+    say(f"{dataset.name}: training the attack's reference model, {train_steps} steps")
+    reference = trained(retain, train_steps, "reference")
+    evaluate = network.evaluator(net, dataset.test, retain, forget, reference)
+    evaluate(center)  # compiles it, so that no row pays for that
+    say(f"training the original model, {train_steps} steps")
+    watch = _Watch(evaluate)
+    original = trained(dataset.train, train_steps, "original")
+    rows = [Row(name="original", steps=train_steps, certified=None, **watch(original))]
     say(f"retraining without the forget set, {comparable} steps")
-    _, numbers = trained(retain, comparable, "retrained")
-    rows.append(Row(name="retrained from scratch", steps=comparable, certified=(0, 0), **numbers))
+    watch = _Watch(evaluate)
+    retrained = trained(retain, comparable, "retrained")
+    rows.append(
+        Row(
+            name="retrained from scratch",
+            steps=comparable,
+            certified=(0, 0),
+            **watch(retrained),
+        )
+    )
     say(f"unlearning, {mechanism.steps} noisy steps, then {finetune_steps} without noise")
     result, curve = unlearned(original)
     say("the same from the centre, which never saw the forget set")
     _, center_curve = unlearned(center)
-    if curve[-1][0] != comparable or center_curve[-1][0] != comparable:
-        raise KeyboardInterrupt  # the loop only notes Ctrl-C; half a comparison is none
     rows.append(
         Row(
             name="started from the centre",
@@ -258,7 +270,7 @@ def _round(number: float) -> float:
 @contextlib.contextmanager
 def _bar(total: int, title: str, progress: bool) -> Iterator[Callable[[int], object]]:
     try:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
     except ImportError:
         progress = False
     if not progress:
