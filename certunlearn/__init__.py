@@ -12,21 +12,22 @@ from certunlearn.accounting import (
 )
 from certunlearn.accounting.interpolation import gdp_mu
 from certunlearn.batches import batch_indices
-from certunlearn.certificates import Certificate, Verification, certify, verify
+from certunlearn.certificates import Certificate, certify
 from certunlearn.files import load_params, params_digest, save_params
 from certunlearn.gradients import clipped_value_and_grad
 from certunlearn.history import PrivateHistory, UnlearningState, load_state, save_state
 from certunlearn.keys import Keys, split_key, system_keys
 from certunlearn.mechanisms import GradientClipping
 from certunlearn.model_state import recompute_statistics
+from certunlearn.optimizer import noisy_sgd
 from certunlearn.transforms import (
     add_gaussian_noise,
     clip_by_global_norm,
     clip_params,
     decay_toward,
-    noisy_sgd,
 )
 from certunlearn.unlearning import UnlearningResult, unlearn
+from certunlearn.verification import Verification, verify
 
 __version__ = importlib.metadata.version("certunlearn")
 

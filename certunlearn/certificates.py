@@ -15,14 +15,12 @@ import os
 import platform
 from typing import Any
 
-import numpy as np
-
 from certunlearn import accounting, checks, files, mechanisms
 
 SCHEMA = "certunlearn.certificate/1"
 
 # Recomputing on another machine may differ in the last digits of a special function.
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
 
 _NUMBER = (int, float)
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -132,29 +130,10 @@ class Certificate:
             raise ValueError(
                 f"{os.fspath(path)!r} is not a certificate: not valid JSON ({error})"
             ) from error
-        problems = _format_problems(record)
+        problems = format_problems(record)
         if problems:
             raise ValueError(f"{os.fspath(path)!r} is not a certificate: {'; '.join(problems)}")
         return cls(**record)
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """The outcome of `verify`; true in a boolean context only if nothing is wrong.
-
-    Attributes:
-      ok: whether the claim holds as recorded.
-      problems: what is wrong, a sentence each; empty if `ok`.
-      summary: what the certificate says, for people.
-    """
-
-    ok: bool
-    problems: tuple[str, ...]
-    summary: str
-
-    def __bool__(self) -> bool:
-        """Whether the claim holds as recorded."""
-        return self.ok
 
 
 def certify(
@@ -201,7 +180,7 @@ def certify(
     delta = checks.open_unit("delta", delta)
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run = mechanism.steps if steps_run is None else steps_run
-    run, run_scale = mechanism.first(steps_run), _first(scale, steps_run)
+    run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
     try:
         actual = accounting.epsilon(run, noise_scale=run_scale, delta=delta, accountant=accountant)
     except ValueError:
@@ -213,11 +192,11 @@ def certify(
         raise ValueError(f"noise_scale={noise_scale!r} is too small to certify any finite epsilon")
     if epsilon is not None and steps_run == mechanism.steps:
         epsilon = checks.positive("epsilon", epsilon)
-        if actual > epsilon * (1 + _TOLERANCE):
+        if actual > epsilon * (1 + TOLERANCE):
             raise ValueError(
                 f"epsilon={epsilon!r} does not hold: noise_scale={noise_scale!r} gives {actual!r}"
             )
-        if actual >= epsilon * (1 - _TOLERANCE):
+        if actual >= epsilon * (1 - TOLERANCE):
             actual = epsilon
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -229,7 +208,7 @@ def certify(
         "total_variation": accounting.total_variation(run, noise_scale=run_scale),
         "accountant": accountant,
         "steps_run": steps_run,
-        "coverage": _coverage(params, frozen),
+        "coverage": coverage_of(params, frozen),
         "assumptions": list(mechanism.assumptions),
         "key_source": key_source,
         "versions": _versions(),
@@ -239,40 +218,15 @@ def certify(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params_digest": files.params_digest(params),
     }
-    record["record_digest"] = _record_digest(record)
-    problems = _format_problems(record)
+    record["record_digest"] = record_digest(record)
+    problems = format_problems(record)
     if problems:
         raise ValueError("; ".join(problems))
     return Certificate(**record)
 
 
-def verify(certificate: Certificate, params: Any = None) -> Verification:
-    """Derives a certificate's claim again from what it records.
-
-    Args:
-      certificate: as issued or loaded.
-      params: the released parameters, to be held against the recorded digest; a pytree, or the
-        flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
-
-    Returns:
-      A `Verification`: test it like a boolean; `problems` says what is wrong.
-
-    Guarantee:
-      A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
-      delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
-      the certificate was issued for. It cannot tell whether the issuer told the truth.
-    """
-    record = dataclasses.asdict(certificate)
-    problems = _format_problems(record)
-    if not problems:
-        problems = _digest_problems(record) + _claim_problems(certificate)
-        if params is not None:
-            problems += _params_problems(certificate, params)
-    summary = "malformed certificate" if _format_problems(record) else _summary(certificate)
-    return Verification(ok=not problems, problems=tuple(problems), summary=summary)
-
-
-def _format_problems(record: Any) -> list[str]:
+def format_problems(record: Any) -> list[str]:
+    """What is wrong with a record's form, a sentence each; nothing about what it claims."""
     if not isinstance(record, dict):
         return ["not a JSON object"]
     if set(record) != set(_FIELDS):
@@ -314,54 +268,8 @@ def _format_problems(record: Any) -> list[str]:
     return problems
 
 
-def _digest_problems(record: dict[str, Any]) -> list[str]:
-    if record["record_digest"] == _record_digest(record):
-        return []
-    return ["record_digest does not match: a field was altered after the certificate was issued"]
-
-
-def _claim_problems(certificate: Certificate) -> list[str]:
-    try:
-        planned = mechanisms.from_record(certificate.mechanism)
-        run = planned.first(certificate.steps_run)
-        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
-        run_scale = _first(scale, certificate.steps_run)
-        derived = {
-            "epsilon": accounting.epsilon(
-                run,
-                noise_scale=run_scale,
-                delta=certificate.delta,
-                accountant=certificate.accountant,
-            ),
-            "mu": accounting.mu(run, noise_scale=run_scale),
-            "total_variation": accounting.total_variation(run, noise_scale=run_scale),
-        }
-    except (TypeError, ValueError) as error:
-        return [f"the claim cannot be derived: {error}"]
-    problems = []
-    for name, value in derived.items():
-        recorded = getattr(certificate, name)
-        if not math.isclose(recorded, value, rel_tol=_TOLERANCE, abs_tol=1e-15):
-            problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
-    if certificate.assumptions != list(planned.assumptions):
-        problems.append("the assumptions are not those of the mechanism")
-    return problems
-
-
-def _params_problems(certificate: Certificate, params: Any) -> list[str]:
-    digest = files.params_digest(params)
-    if digest == certificate.params_digest:
-        coverage = _coverage(params, certificate.coverage["frozen"])
-        if coverage == certificate.coverage:
-            return []
-        return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
-    return [
-        f"params are not the released ones: their SHA-256 is {digest}, the certificate is for "
-        f"{certificate.params_digest}"
-    ]
-
-
-def _coverage(params: Any, frozen: Any) -> dict[str, Any]:
+def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
+    """The `coverage` of a certificate for `params` with these frozen paths."""
     named = files.named_leaves(params)
     frozen = sorted(frozen)
     unknown = [name for name in frozen if name not in named]
@@ -377,11 +285,13 @@ def _coverage(params: Any, frozen: Any) -> dict[str, Any]:
     }
 
 
-def _first(scale: checks.PerStep, steps: int) -> checks.PerStep:
+def first_steps(scale: checks.PerStep, steps: int) -> checks.PerStep:
+    """The noise scale of the first `steps` steps."""
     return scale[:steps] if isinstance(scale, tuple) else scale
 
 
-def _record_digest(record: dict[str, Any]) -> str:
+def record_digest(record: dict[str, Any]) -> str:
+    """SHA-256 of every field but `record_digest`, in canonical JSON."""
     content = {name: value for name, value in record.items() if name != "record_digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -396,26 +306,3 @@ def _versions() -> dict[str, str]:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number that a certificate may hold")
-
-
-def _summary(certificate: Certificate) -> str:
-    record, coverage = certificate.mechanism, certificate.coverage
-    noise = np.asarray(certificate.noise_scale)
-    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
-    lines = [
-        f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
-        f"{record.get('reference')!r}, by the {certificate.accountant} accountant",
-        f"mechanism           {record.get('name')}, {certificate.steps_run} of "
-        f"{record.get('steps')} noisy steps, then {certificate.finetune_steps} without noise",
-        f"noise scale         {noise_text} (standard deviation, parameter units)",
-        f"total variation     at most {certificate.total_variation:.4g} from the reference",
-        f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
-        f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",
-        f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
-        f"noise key           {certificate.key_source}",
-        f"created             {certificate.created}",
-        f"parameters SHA-256  {certificate.params_digest}",
-        "It holds provided that:",
-        *(f"  - {sentence}" for sentence in certificate.assumptions),
-    ]
-    return "\n".join(lines)

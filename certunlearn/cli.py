@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import certunlearn
-from certunlearn import certificates, files, planning
+from certunlearn import certificates, files, planning, verification
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
@@ -53,18 +53,18 @@ def _verify(args: argparse.Namespace) -> int:
     try:
         certificate = certificates.Certificate.load(args.certificate)
         params = None if args.params is None else files.load_params(args.params)
-        verification = certificates.verify(certificate, params)
+        verified = verification.verify(certificate, params)
     except (OSError, ValueError) as error:
         return _fail(str(error), 1)
     except (ArithmeticError, MemoryError, RecursionError) as error:
         # An altered number can make the claim too large to recompute.
         return _fail(f"{args.certificate}: the claim cannot be derived ({error!r})", 1)
-    if not verification:
-        for problem in verification.problems:
+    if not verified:
+        for problem in verified.problems:
             _fail(problem, 1)
         print("NOT VERIFIED")
         return 1
-    print(verification.summary)
+    print(verified.summary)
     if params is None:
         print("VERIFIED: the recorded numbers give the claim. --params FILE checks whose it is.")
     else:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from certunlearn import batches, gradients, mechanisms, transforms
+from certunlearn.optimizer import ZeroNonfiniteState
 
 Carry = tuple[list[jax.Array], optax.OptState]
 
@@ -148,7 +149,7 @@ def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any
 def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
     """How many gradients were clipped so far, and how many were not finite."""
     clip = _find(opt_state, transforms.ClipByGlobalNormState)[-1]  # before_clip may have its own
-    zeroed = [state.zeroed for state in _find(opt_state, transforms.ZeroNonfiniteState)]
+    zeroed = [state.zeroed for state in _find(opt_state, ZeroNonfiniteState)]
     return clip.clipped, clip.nonfinite + sum(zeroed)
 
 

@@ -1,6 +1,5 @@
-"""The optimizer as Optax transforms: clip, decay, noise, and the chain that is certified."""
+"""The parts of the optimizer as Optax transforms: projection, clip, decay and noise."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, keys, noise, norms
-from certunlearn.mechanisms import GradientClipping
-
-Schedule = Callable[[Any], Any]
+from certunlearn import checks, keys, noise, norms, schedules, trees
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -34,12 +30,6 @@ class DecayTowardState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
 
-class ZeroNonfiniteState(NamedTuple):
-    """`zeroed`, an int32 scalar: gradients that were not finite and became zero."""
-
-    zeroed: jax.Array
-
-
 class AddGaussianNoiseState(NamedTuple):
     """The position in a stream of noise. Secret: whoever has it can subtract the noise.
 
@@ -50,18 +40,6 @@ class AddGaussianNoiseState(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]
     key_data: jax.Array
-
-
-class NoisySgdState(NamedTuple):
-    """State of `noisy_sgd`. Secret, and to be discarded after the last step.
-
-    Attributes:
-      count: int32 scalar, updates seen, at most the mechanism's steps.
-      inner_state: the chain's state.
-    """
-
-    count: jax.Array  # type: ignore[assignment]
-    inner_state: Any
 
 
 def clip_params(params: Any, radius: float, center: Any = None) -> Any:
@@ -94,11 +72,11 @@ def clip_params(params: Any, radius: float, center: Any = None) -> Any:
     [0.6 0.8]
     """
     norms.check_norm("radius", radius)
-    _check_wide(params)
-    _check_finite("params", params)
+    trees.check_wide(params)
+    trees.check_finite("params", params)
     if center is not None:
-        _check_same_structure(params, center)
-        _check_finite("center", center)
+        trees.check_same_structure(params, center)
+        trees.check_finite("center", center)
     return jax.jit(_project)(params, radius, center)
 
 
@@ -152,7 +130,7 @@ def clip_by_global_norm(clip_norm: Any) -> optax.GradientTransformation:
         updates: Any, state: ClipByGlobalNormState, params: Any = None
     ) -> tuple[Any, ClipByGlobalNormState]:
         del params
-        result = norms.clip_tree(updates, _at(clip_norm, state.count))
+        result = norms.clip_tree(updates, schedules.value_at(clip_norm, state.count))
         return result.tree, ClipByGlobalNormState(
             count=optax.safe_increment(state.count),
             clipped=state.clipped + result.clipped.astype(jnp.int32),
@@ -187,14 +165,14 @@ def decay_toward(weight_decay: Any, center: Any = None) -> optax.GradientTransfo
     >>> updates.tolist()
     [1.0]
     """
-    if not callable(weight_decay) and not _traced(weight_decay):
+    if not callable(weight_decay) and not schedules.is_traced(weight_decay):
         number = checks.real("weight_decay", weight_decay)
         if not (np.isfinite(number) and number >= 0):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {number!r}")
 
     def init(params: Any) -> DecayTowardState:
         if center is not None:
-            _check_same_structure(params, center)
+            trees.check_same_structure(params, center)
         return DecayTowardState(jnp.zeros((), jnp.int32))
 
     def update(
@@ -202,13 +180,13 @@ def decay_toward(weight_decay: Any, center: Any = None) -> optax.GradientTransfo
     ) -> tuple[Any, DecayTowardState]:
         if params is None:
             raise ValueError("decay_toward needs params: call update(updates, state, params)")
-        decay = _at(weight_decay, state.count)
+        decay = schedules.value_at(weight_decay, state.count)
         # By leaves: NNX hands init its variables and update their bare values.
         leaves, treedef = jax.tree.flatten(params)
         middles = [0.0] * len(leaves)
         if center is not None:
             middles = jax.tree.leaves(center)
-            _check_same_shapes(params, middles)
+            trees.check_same_shapes(params, middles)
         sums = []
         for leaf, param, middle in zip(jax.tree.leaves(updates), leaves, middles, strict=True):
             difference = param - jnp.asarray(middle, jnp.result_type(param))
@@ -252,7 +230,7 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     >>> bool(jnp.any(first == second))
     False
     """
-    if not callable(noise_scale) and not _traced(noise_scale):
+    if not callable(noise_scale) and not schedules.is_traced(noise_scale):
         noise_scale = checks.positive("noise_scale", noise_scale)
     key = keys.as_key(key)
     kind = str(jax.random.key_impl(key))
@@ -287,218 +265,11 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
 def _add_noise(leaf: Any, key: jax.Array, noise_scale: Any, count: jax.Array) -> jax.Array:
     dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
     scale: Any
-    if isinstance(noise_scale, _Lookup):
+    if isinstance(noise_scale, schedules.Lookup):
         scale = noise_scale.rounded_up(count, dtype)
     elif isinstance(noise_scale, float):
-        scale = _round_up(noise_scale, dtype)
+        scale = schedules.round_up(noise_scale, dtype)
     else:
-        scale = _at(noise_scale, count)
+        scale = schedules.value_at(noise_scale, count)
     draw = noise.standard_normal(key, jnp.shape(leaf), dtype)
     return jnp.asarray(leaf, dtype) + jnp.asarray(scale, dtype) * draw
-
-
-def noisy_sgd(
-    mechanism: GradientClipping,
-    noise_scale: Any,
-    *,
-    key: Any,
-    center: Any = None,
-    before_clip: optax.GradientTransformation | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that a `GradientClipping` certificate speaks about, as one Optax transform.
-
-    One update is `-learning_rate * (clip(g) + weight_decay * (params - center)) + noise`. After
-    `mechanism.steps` updates it returns zeros, so that the parameters stay those of the last step.
-
-    Args:
-      mechanism: clip norm, learning rate, weight decay (schedules by step number) and steps.
-      noise_scale: standard deviation in parameter units, as `noise_scale(mechanism, ...)` gives
-        it: a number, `[steps]` numbers or a schedule.
-      key: secret and used for one run only; see `add_gaussian_noise`.
-      center: the mechanism's public centre, structured like the parameters that `init` gets (for
-        `nnx.Optimizer`, like `nnx.state(model, nnx.Param)`); None is the origin.
-      before_clip: transform applied to gradients before the clip, such as
-        `optax.scale_by_adam()`; its state starts fresh. Non-finite gradients reach it as zeros and
-        are counted in a `ZeroNonfiniteState`.
-
-    Returns:
-      An optimizer for `TrainState.create(tx=...)`, `nnx.Optimizer` or a loop. Its state is a
-      `NoisySgdState`: as secret as the trained model, and to be discarded after the last step.
-
-    Raises:
-      TypeError: if `mechanism` or `key` is of the wrong type.
-      ValueError: if `noise_scale` is out of range, or `before_clip` is given and the mechanism
-        claims to be memoryless; by init, if parameters are narrower than float32 (their rounding
-        would swallow the noise) or `center` has another structure.
-
-    Guarantee:
-      Parameters that start within `init_radius` of the centre (`clip_params`) and take
-      `mechanism.steps` of these updates are (epsilon, delta)-indistinguishable as the accountants
-      state for this mechanism and noise scale, under `mechanism.assumptions`. Each update moves the
-      parameters by a strictly clipped gradient whatever the gradient is, NaN included. Rounding in
-      the other operations is not accounted for.
-
-    Wrappers:
-      * `optax.MultiSteps(tx, k)` keeps the guarantee: gradients are averaged first, then clipped;
-        the run takes k times `mechanism.steps` calls. A non-finite gradient stays in its
-        accumulator for good, and every later gradient counts as zero: no leak, no learning.
-        `should_skip_update_fn` looks at gradients and is not covered.
-      * `optax.inject_hyperparams(noisy_sgd)` keeps it, if nobody changes a hyperparameter in the
-        state. Name the key static (`static_args=("key",)`): it would be shown among the
-        hyperparameters. A schedule for the noise it evaluates by its own count, to float32.
-      * `optax.masked(tx, mask)` **breaks it**: leaves outside the mask pass through as raw
-        gradients, unclipped and without noise. Use
-        `optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels)`: the guarantee is
-        then for the trained leaves, the frozen ones must not depend on the forget set, and a centre
-        holds `optax.MaskedNode()` in the frozen places.
-      * `optax.partition` with several noisy groups: each group is clipped by itself, so k groups
-        have a joint clip norm (and initial radius) sqrt(k) times as large; and groups
-        given the same key draw **the same noise**. Neither is certified by this mechanism.
-      * Nothing that changes an update may stand after it (`optax.chain(tx, ...)`), and parameter
-        averages such as EMA expose hidden iterates.
-
-    Source:
-      Koloskova et al. (ICML 2025), Certified Unlearning for Neural Networks, gradient clipping.
-
-    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
-    >>> tx = noisy_sgd(m, 0.5, key=jax.random.key(0))
-    >>> params = clip_params(jnp.array([3.0, 4.0]), m.init_radius)
-    >>> state = tx.init(params)
-    >>> for _ in range(3):  # the third changes nothing
-    ...     updates, state = tx.update(params, state, params)
-    >>> updates.tolist(), int(state.count)
-    ([0.0, 0.0], 2)
-    """
-    if not isinstance(mechanism, GradientClipping):
-        raise TypeError(f"mechanism must be a GradientClipping, got {mechanism!r}")
-    if before_clip is not None and mechanism.memoryless:
-        raise ValueError(
-            "before_clip may carry state from step to step, which a memoryless mechanism excludes: "
-            "declare GradientClipping(..., memoryless=False). Its guarantee is then that of the "
-            "last step, without the minimum over earlier ones"
-        )
-    if not _traced(noise_scale):
-        noise_scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-    parts = [] if before_clip is None else [_zero_nonfinite(), before_clip]
-    parts.append(clip_by_global_norm(_scalar_or_lookup(mechanism.clip_norm)))
-    # Without decay the centre plays no part, and parameters are not needed.
-    if np.any(mechanism.weight_decay):
-        parts.append(decay_toward(_scalar_or_lookup(mechanism.weight_decay), center))
-    parts.append(optax.scale_by_learning_rate(_scalar_or_lookup(mechanism.learning_rate)))
-    parts.append(add_gaussian_noise(_scalar_or_lookup(noise_scale), key))
-    chain = optax.chain(*parts)
-
-    def init(params: Any) -> NoisySgdState:
-        _check_wide(params)
-        if center is not None:
-            _check_same_structure(params, center)
-        return NoisySgdState(jnp.zeros((), jnp.int32), chain.init(params))
-
-    def update(
-        updates: Any, state: NoisySgdState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, NoisySgdState]:
-        updates, inner_state = chain.update(updates, state.inner_state, params, **extra_args)
-        live = state.count < mechanism.steps
-        updates = jax.tree.map(lambda u: jnp.where(live, u, 0), updates)
-        return updates, NoisySgdState(state.count + live.astype(jnp.int32), inner_state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _zero_nonfinite() -> optax.GradientTransformation:
-    """Zeros instead of a gradient with a NaN or an infinity, lest it poison the state behind."""
-
-    def init(params: Any) -> ZeroNonfiniteState:
-        del params
-        return ZeroNonfiniteState(jnp.zeros((), jnp.int32))
-
-    def update(
-        updates: Any, state: ZeroNonfiniteState, params: Any = None
-    ) -> tuple[Any, ZeroNonfiniteState]:
-        del params
-        finite = jnp.array(True)
-        for leaf in jax.tree.leaves(updates):
-            finite &= jnp.all(jnp.isfinite(leaf))
-        updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
-        return updates, ZeroNonfiniteState(state.zeroed + (~finite).astype(jnp.int32))
-
-    return optax.GradientTransformation(init, update)
-
-
-class _Lookup:
-    """A table `[steps]` as an Optax schedule; the last value stands for all later steps."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    def __call__(self, count: Any) -> jax.Array:
-        return jnp.asarray(self.values)[jnp.minimum(count, len(self.values) - 1)]
-
-    def rounded_up(self, count: Any, dtype: Any) -> jax.Array:
-        """The value at `count` as the next number of `dtype` that is not below it."""
-        values = self.values if _traced(self.values) else _round_up(self.values, dtype)
-        return _Lookup(values)(count)
-
-
-def _scalar_or_lookup(values: Any) -> Any:
-    if np.ndim(values) == 0:
-        return values
-    return _Lookup(values if _traced(values) else np.asarray(values))
-
-
-def _at(value: Any, count: Any) -> Any:
-    """A schedule's value at `count`, or the constant."""
-    return value(count) if callable(value) else value
-
-
-def _round_up(values: Any, dtype: Any) -> np.ndarray:
-    """The nearest numbers of `dtype` that are not below `values`."""
-    exact = np.asarray(values, np.float64)
-    rounded = exact.astype(dtype)
-    return np.where(rounded < exact, np.nextafter(rounded, np.asarray(np.inf, dtype)), rounded)
-
-
-def _traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
-
-
-def _check_wide(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 32:
-            raise ValueError(
-                f"params must be float32 or float64, got {dtype} at {_name(path)}; keep float32 "
-                "master weights, and freeze what is not a parameter"
-            )
-
-
-def _check_finite(name: str, tree: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _traced(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
-            raise ValueError(f"{name} must be finite, got a NaN or an infinity at {_name(path)}")
-
-
-def _check_same_structure(params: Any, center: Any) -> None:
-    expected: Any = jax.tree.structure(params)
-    given: Any = jax.tree.structure(center)
-    if given != expected:
-        raise ValueError(
-            f"center must have the structure of the parameters, {expected}, got {given}"
-        )
-    _check_same_shapes(params, jax.tree.leaves(center))
-
-
-def _check_same_shapes(params: Any, middles: list[Any]) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if len(leaves) != len(middles):
-        raise ValueError(f"center must have {len(leaves)} leaves, got {len(middles)}")
-    for (path, leaf), middle in zip(leaves, middles, strict=True):
-        if jnp.shape(leaf) != jnp.shape(middle):
-            raise ValueError(
-                f"center must have shape {jnp.shape(leaf)} at {_name(path)}, "
-                f"got {jnp.shape(middle)}"
-            )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path) or "the root"

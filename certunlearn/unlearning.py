@@ -29,6 +29,7 @@ from certunlearn import (
 )
 from certunlearn import keys as keys_lib
 from certunlearn.history import PrivateHistory, UnlearningState
+from certunlearn.optimizer import noisy_sgd
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,9 +147,7 @@ def unlearn(
     trained_digest = files.params_digest(full)
     start_digest = files.params_digest(split.merge(start))
     keys, key_source = _keys(key, resume)
-    tx = transforms.noisy_sgd(
-        mechanism, scale, key=keys.noise, center=center_leaves, before_clip=before_clip
-    )
+    tx = noisy_sgd(mechanism, scale, key=keys.noise, center=center_leaves, before_clip=before_clip)
     carry: steps.Carry = (start, tx.init(start))
     plan = _plan_digest(mechanism, scale, size, batch_size, per_example, carry)
     step = 0

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
 
-from certunlearn import transforms
+from certunlearn import optimizer, transforms
 from certunlearn.mechanisms import GradientClipping
 
 STEPS, BATCH, SCALE = 12, 64, 0.01
@@ -68,7 +68,7 @@ def close(left, right):
 
 
 def tx():
-    return transforms.noisy_sgd(MECHANISM, SCALE, key=KEY)
+    return optimizer.noisy_sgd(MECHANISM, SCALE, key=KEY)
 
 
 class Linen(nn.Module):
@@ -142,10 +142,10 @@ def test_nnx_optimizer(batches):
 def test_nnx_with_a_center_and_narrow_parameters():
     model = Nnx(nnx.Rngs(0))
     center = jax.tree.map(jnp.array, nnx.state(model, nnx.Param))
-    noisy = transforms.noisy_sgd(MECHANISM, 1e-9, key=KEY, center=center)
-    optimizer = nnx.Optimizer(model, noisy, wrt=nnx.Param)
+    noisy = optimizer.noisy_sgd(MECHANISM, 1e-9, key=KEY, center=center)
+    decayed = nnx.Optimizer(model, noisy, wrt=nnx.Param)
     before = jax.tree.map(jnp.array, as_dict(model))
-    optimizer.update(model, jax.tree.map(jnp.zeros_like, center))
+    decayed.update(model, jax.tree.map(jnp.zeros_like, center))
     close(as_dict(model), before)  # at the centre nothing decays
     narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), center)
     with pytest.raises(ValueError, match=r"bfloat16 at .*first.*; keep float32"):

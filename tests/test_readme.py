@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import certunlearn as cu
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -22,3 +25,23 @@ def test_code_runs_as_printed(block, tmp_path, monkeypatch):
 def test_the_two_commands_are_there():
     assert 'pip install -e ".[examples]" && certunlearn demo' in README
     assert 'pip install -e ".[test]" && pytest' in README
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_the_tables_are_what_the_demo_wrote(dataset):
+    report = (ROOT / "benchmarks" / f"demo-{dataset}" / "table.md").read_text()
+    table = "\n".join(line for line in report.splitlines() if line.startswith("|"))
+    assert len(table.splitlines()) == 7
+    assert table in README
+
+
+def test_the_committed_certificate_is_for_the_committed_model():
+    folder = ROOT / "benchmarks" / "demo-digits"
+    certificate = cu.Certificate.load(folder / "certificate.json")
+    assert cu.verify(certificate, cu.load_params(folder / "unlearned.npz"))
+
+
+def test_what_the_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)

@@ -1,6 +1,5 @@
-"""Each transform alone and the whole chain: bounds, noise, keys and errors."""
+"""Each transform alone: bounds, noise, keys and errors."""
 
-import math
 import os
 import pathlib
 import subprocess
@@ -9,52 +8,16 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 import scipy.stats
 from flax import serialization
+from transform_helpers import assert_nothing_shared, draws, exact_norm, mechanism, zeros
 
-from certunlearn import transforms
-from certunlearn.mechanisms import GradientClipping
+from certunlearn import optimizer, schedules, transforms
 
 KEY = jax.random.key(7)
 SCALE = 0.25
-
-
-def mechanism(**changes):
-    defaults = {"init_radius": 1.0, "clip_norm": 1.0, "learning_rate": 0.1, "steps": 20}
-    return GradientClipping(**(defaults | changes))
-
-
-def exact_norm(tree):
-    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
-    return math.sqrt(math.fsum(np.square(np.concatenate(leaves)).tolist()))
-
-
-def zeros(size=2000):
-    return {"a": jnp.zeros(size), "b": {"c": jnp.zeros(size)}}
-
-
-def draws(tx, steps, tree=None, state=None):
-    """The updates of `steps` steps with zero gradients, and the last state."""
-    tree = zeros() if tree is None else tree
-    state = tx.init(tree) if state is None else state
-    update, out = jax.jit(tx.update), []
-    for _ in range(steps):
-        updates, state = update(tree, state, tree)
-        out.append(updates)
-    return out, state
-
-
-def assert_nothing_shared(arrays):
-    """No two of the arrays are equal, shifted-equal, opposite or correlated."""
-    flat = np.stack([np.asarray(a, np.float64).ravel() for a in arrays])
-    correlation = np.corrcoef(flat) - np.eye(len(flat))
-    assert np.max(np.abs(correlation)) < 6 / np.sqrt(flat.shape[1])
-    values = np.abs(flat).ravel()
-    # float32 draws collide by chance now and then, whole vectors never.
-    assert len(np.unique(values)) > 0.99 * len(values)
 
 
 # ------------------------------------------------------------------------------ clip_params
@@ -108,7 +71,7 @@ def test_parameters_that_cannot_hold_the_noise_are_refused(dtype):
     with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]"):
         transforms.clip_params(params, 1.0)
     with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]; keep float32"):
-        transforms.noisy_sgd(mechanism(), 0.1, key=KEY).init(params)
+        optimizer.noisy_sgd(mechanism(), 0.1, key=KEY).init(params)
 
 
 def test_bad_arguments_of_clip_params():
@@ -260,10 +223,10 @@ def test_noise_under_scan_jit_and_donation_is_the_same():
 
 @pytest.mark.parametrize("how", ["orbax", "flax", "numpy"])
 def test_restored_noise_continues_and_repeats_nothing(how, tmp_path):
-    tx = transforms.noisy_sgd(mechanism(), SCALE, key=KEY)
+    tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
     whole, _ = draws(tx, 4)
     before, state = draws(tx, 2)
-    blank = transforms.noisy_sgd(mechanism(), SCALE, key=jax.random.key(99)).init(zeros())
+    blank = optimizer.noisy_sgd(mechanism(), SCALE, key=jax.random.key(99)).init(zeros())
     if how == "orbax":
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "state", state)
@@ -293,11 +256,11 @@ def test_noise_dtypes():
 
 def test_noise_scale_is_never_rounded_down():
     scales = np.random.default_rng(0).uniform(1e-8, 10, 2000)
-    rounded = transforms._round_up(scales, jnp.float32)
+    rounded = schedules.round_up(scales, jnp.float32)
     assert rounded.dtype == np.float32
     assert np.all(rounded.astype(np.float64) >= scales)
     np.testing.assert_allclose(rounded, scales, rtol=1.2e-7)
-    table = transforms._Lookup(scales)
+    table = schedules.Lookup(scales)
     assert float(table.rounded_up(5, jnp.float32)) >= scales[5]
     assert float(table.rounded_up(5000, jnp.float32)) >= scales[-1]
 
@@ -328,19 +291,19 @@ def test_bad_noise_scale(scale):
     with pytest.raises(ValueError, match="noise_scale"):
         transforms.add_gaussian_noise(scale, KEY)
     with pytest.raises(ValueError, match="noise_scale"):
-        transforms.noisy_sgd(mechanism(), scale, key=KEY)
+        optimizer.noisy_sgd(mechanism(), scale, key=KEY)
 
 
 DEVICES_SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from certunlearn import transforms
+from certunlearn import optimizer
 from certunlearn.mechanisms import GradientClipping
 assert len(jax.devices()) == int(sys.argv[1])
 mesh = jax.make_mesh((len(jax.devices()),), ("d",))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
 params = jax.device_put({"a": jnp.zeros((16, 5)), "b": jnp.zeros(64)}, sharding)
 m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3)
-tx = transforms.noisy_sgd(m, 0.5, key=jax.random.key(0))
+tx = optimizer.noisy_sgd(m, 0.5, key=jax.random.key(0))
 state, update = tx.init(params), jax.jit(tx.update)
 out = []
 for _ in range(2):
@@ -365,128 +328,3 @@ def test_eight_devices_draw_the_same_noise_as_one(tmp_path):
         results.append(np.load(target))
     np.testing.assert_array_equal(*results)
     assert len(np.unique(results[0])) == len(results[0])
-
-
-# ------------------------------------------------------------------------------- noisy_sgd
-
-
-def test_a_step_is_what_the_mechanism_says():
-    m = mechanism(weight_decay=0.5, learning_rate=0.2, clip_norm=0.3)
-    center = {"w": jnp.array([1.0, -1.0, 0.5])}
-    params = {"w": jnp.array([2.0, 0.0, 0.0])}
-    gradient = {"w": jnp.array([3.0, 4.0, 0.0])}
-    tx = transforms.noisy_sgd(m, 1e-9, key=KEY, center=center)
-    updates, _ = tx.update(gradient, tx.init(params), params)
-    clipped = 0.3 * gradient["w"] / 5
-    expected = -0.2 * (clipped + 0.5 * (params["w"] - center["w"]))
-    np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
-
-
-def test_noise_is_in_parameter_units_whatever_the_rate():
-    for rate in (1e-3, 0.9):
-        m = mechanism(learning_rate=rate)
-        out, _ = draws(transforms.noisy_sgd(m, SCALE, key=KEY), 1, zeros(20_000))
-        sample = np.asarray(out[0]["a"], np.float64)
-        assert scipy.stats.kstest(sample / SCALE, "norm").pvalue > 1e-3
-
-
-def test_every_schedule_is_followed_step_by_step():
-    steps = 4
-    rates, decays = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.0, 1.0, 0.5, 2.0])
-    clips, scales = np.array([1.0, 0.5, 2.0, 0.1]), np.array([1e-9, 2e-9, 1e-9, 3e-9])
-    m = mechanism(steps=steps, learning_rate=rates, weight_decay=decays, clip_norm=clips)
-    params = {"w": jnp.array([1.0, 2.0])}
-    gradient = {"w": jnp.array([30.0, -40.0])}
-    tx = transforms.noisy_sgd(m, scales, key=KEY)
-    state, update = tx.init(params), jax.jit(tx.update)
-    for t in range(steps):
-        updates, state = update(gradient, state, params)
-        clipped = clips[t] * np.array([0.6, -0.8])
-        expected = -rates[t] * (clipped + decays[t] * np.array([1.0, 2.0]))
-        np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
-    noisy = transforms.noisy_sgd(m, scales * 1e8, key=KEY)
-    out, _ = draws(noisy, steps, {"w": jnp.zeros(20_000)})
-    for scale, updates in zip(scales * 1e8, out, strict=True):
-        assert abs(np.std(updates["w"]) / scale - 1) < 0.03
-
-
-def test_a_noise_schedule_is_read_at_every_step():
-    tx = transforms.noisy_sgd(mechanism(steps=3), lambda t: 0.1 * 2.0**t, key=KEY)
-    out, _ = draws(tx, 3, {"w": jnp.zeros(20_000)})
-    for t, updates in enumerate(out):
-        assert abs(np.std(updates["w"]) / (0.1 * 2**t) - 1) < 0.03
-    with pytest.raises(ValueError, match="noise_scale"):
-        transforms.noisy_sgd(mechanism(steps=3), [0.1, 0.2], key=KEY)
-
-
-def test_nothing_moves_after_the_last_step():
-    tx = transforms.noisy_sgd(mechanism(steps=3), SCALE, key=KEY)
-    out, state = draws(tx, 6)
-    assert all(exact_norm(u) > 0 for u in out[:3])
-    assert all(exact_norm(u) == 0 for u in out[3:])
-    assert int(state.count) == 3
-    bad = {"a": jnp.full(2000, jnp.nan), "b": {"c": jnp.zeros(2000)}}
-    updates, _ = tx.update(bad, state, bad)
-    assert exact_norm(updates) == 0
-
-
-def test_a_nonfinite_gradient_gives_noise_only_and_is_counted():
-    tx = transforms.noisy_sgd(mechanism(), SCALE, key=KEY)
-    bad = {"a": jnp.full(2000, jnp.nan), "b": {"c": jnp.ones(2000)}}
-    updates, state = jax.jit(tx.update)(bad, tx.init(bad), bad)
-    (quiet,), _ = draws(tx, 1)
-    jax.tree.map(np.testing.assert_array_equal, updates, quiet)
-    assert int(optax.tree.get(state, "nonfinite")) == 1
-
-
-@pytest.mark.parametrize(
-    "before", [optax.trace(0.9), optax.scale_by_adam(), optax.scale(1e6)], ids=["sgdm", "adam", "x"]
-)
-def test_any_transform_before_the_clip_stays_bounded(before):
-    m = mechanism(memoryless=False, learning_rate=1.0, clip_norm=0.01)
-    tx = transforms.noisy_sgd(m, 1e-12, key=KEY, before_clip=before)
-    params = {"w": jnp.zeros(50)}
-    state = tx.init(params)
-    rng = np.random.default_rng(0)
-    for t in range(6):
-        gradient = {"w": jnp.asarray(rng.normal(size=50) * 10.0 ** (4 * t - 2), jnp.float32)}
-        if t == 2:
-            gradient = {"w": gradient["w"].at[3].set(jnp.nan)}
-        updates, state = tx.update(gradient, state, params)
-        assert exact_norm(updates) > 0.009 or t == 2
-        assert exact_norm(updates) <= 0.01 + 1e-10
-    # A NaN did not poison the state.
-    assert int(optax.tree.get(state, "zeroed")) == 1
-    assert int(optax.tree.get(state, "nonfinite")) == 0
-
-
-def test_memory_must_be_declared():
-    with pytest.raises(ValueError, match="memoryless=False"):
-        transforms.noisy_sgd(mechanism(), SCALE, key=KEY, before_clip=optax.scale_by_adam())
-    # The loss may hold memory (a teacher), so the declaration alone is fine.
-    transforms.noisy_sgd(mechanism(memoryless=False), SCALE, key=KEY)
-    with pytest.raises(TypeError, match="GradientClipping"):
-        transforms.noisy_sgd({"steps": 3}, SCALE, key=KEY)
-    tx = transforms.noisy_sgd(mechanism(), SCALE, key=KEY, center={"v": jnp.ones(3)})
-    with pytest.raises(ValueError, match="center"):
-        tx.init({"w": jnp.ones(3)})
-
-
-def test_the_whole_loop_under_scan_equals_the_python_loop():
-    m = mechanism(steps=5, weight_decay=0.3)
-    tx = transforms.noisy_sgd(m, 0.05, key=KEY)
-    grad = jax.grad(lambda p: jnp.sum((p["w"] - 3) ** 2))
-    params = {"w": jnp.zeros(7)}
-
-    def step(carry, _):
-        params, state = carry
-        updates, state = tx.update(grad(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    carry = (params, tx.init(params))
-    scanned = jax.jit(lambda c: jax.lax.scan(step, c, length=8)[0])(carry)
-    jitted = jax.jit(lambda c: step(c, None)[0])
-    for _ in range(8):
-        carry = jitted(carry)
-    np.testing.assert_allclose(scanned[0]["w"], carry[0]["w"], rtol=1e-6)
-    assert int(carry[1].count) == 5

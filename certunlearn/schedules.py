@@ -1,0 +1,48 @@
+"""Numbers per step as the transforms read them: constants, tables and Optax schedules."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Lookup:
+    """A table `[steps]` as an Optax schedule; the last value stands for all later steps."""
+
+    def __init__(self, values: Any) -> None:
+        """`values`: an array `[steps]`, traced or not."""
+        self.values = values
+
+    def __call__(self, count: Any) -> jax.Array:
+        """The value at step `count`."""
+        return jnp.asarray(self.values)[jnp.minimum(count, len(self.values) - 1)]
+
+    def rounded_up(self, count: Any, dtype: Any) -> jax.Array:
+        """The value at `count` as the next number of `dtype` that is not below it."""
+        values = self.values if is_traced(self.values) else round_up(self.values, dtype)
+        return Lookup(values)(count)
+
+
+def scalar_or_lookup(values: Any) -> Any:
+    """A number as it is, `[steps]` numbers as a schedule."""
+    if np.ndim(values) == 0:
+        return values
+    return Lookup(values if is_traced(values) else np.asarray(values))
+
+
+def value_at(value: Any, count: Any) -> Any:
+    """A schedule's value at `count`, or the constant."""
+    return value(count) if callable(value) else value
+
+
+def round_up(values: Any, dtype: Any) -> np.ndarray:
+    """The nearest numbers of `dtype` that are not below `values`."""
+    exact = np.asarray(values, np.float64)
+    rounded = exact.astype(dtype)
+    return np.where(rounded < exact, np.nextafter(rounded, np.asarray(np.inf, dtype)), rounded)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not yet known, inside a transformed function."""
+    return isinstance(value, jax.core.Tracer)

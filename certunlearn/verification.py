@@ -1,0 +1,125 @@
+"""The check of a certificate: deriving its claim again from what it records."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from certunlearn import accounting, certificates, checks, files, mechanisms
+from certunlearn.certificates import Certificate
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of `verify`; true in a boolean context only if nothing is wrong.
+
+    Attributes:
+      ok: whether the claim holds as recorded.
+      problems: what is wrong, a sentence each; empty if `ok`.
+      summary: what the certificate says, for people.
+    """
+
+    ok: bool
+    problems: tuple[str, ...]
+    summary: str
+
+    def __bool__(self) -> bool:
+        """Whether the claim holds as recorded."""
+        return self.ok
+
+
+def verify(certificate: Certificate, params: Any = None) -> Verification:
+    """Derives a certificate's claim again from what it records.
+
+    Args:
+      certificate: as issued or loaded.
+      params: the released parameters, to be held against the recorded digest; a pytree, or the
+        flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
+
+    Returns:
+      A `Verification`: test it like a boolean; `problems` says what is wrong.
+
+    Guarantee:
+      A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
+      delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
+      the certificate was issued for. It cannot tell whether the issuer told the truth.
+    """
+    record = dataclasses.asdict(certificate)
+    problems = certificates.format_problems(record)
+    if problems:
+        return Verification(ok=False, problems=tuple(problems), summary="malformed certificate")
+    problems = _digest_problems(record) + _claim_problems(certificate)
+    if params is not None:
+        problems += _params_problems(certificate, params)
+    return Verification(ok=not problems, problems=tuple(problems), summary=_summary(certificate))
+
+
+def _digest_problems(record: dict[str, Any]) -> list[str]:
+    if record["record_digest"] == certificates.record_digest(record):
+        return []
+    return ["record_digest does not match: a field was altered after the certificate was issued"]
+
+
+def _claim_problems(certificate: Certificate) -> list[str]:
+    try:
+        planned = mechanisms.from_record(certificate.mechanism)
+        run = planned.first(certificate.steps_run)
+        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
+        run_scale = certificates.first_steps(scale, certificate.steps_run)
+        derived = {
+            "epsilon": accounting.epsilon(
+                run,
+                noise_scale=run_scale,
+                delta=certificate.delta,
+                accountant=certificate.accountant,
+            ),
+            "mu": accounting.mu(run, noise_scale=run_scale),
+            "total_variation": accounting.total_variation(run, noise_scale=run_scale),
+        }
+    except (TypeError, ValueError) as error:
+        return [f"the claim cannot be derived: {error}"]
+    problems = []
+    for name, value in derived.items():
+        recorded = getattr(certificate, name)
+        if not math.isclose(recorded, value, rel_tol=certificates.TOLERANCE, abs_tol=1e-15):
+            problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
+    if certificate.assumptions != list(planned.assumptions):
+        problems.append("the assumptions are not those of the mechanism")
+    return problems
+
+
+def _params_problems(certificate: Certificate, params: Any) -> list[str]:
+    digest = files.params_digest(params)
+    if digest == certificate.params_digest:
+        coverage = certificates.coverage_of(params, certificate.coverage["frozen"])
+        if coverage == certificate.coverage:
+            return []
+        return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
+    return [
+        f"params are not the released ones: their SHA-256 is {digest}, the certificate is for "
+        f"{certificate.params_digest}"
+    ]
+
+
+def _summary(certificate: Certificate) -> str:
+    record, coverage = certificate.mechanism, certificate.coverage
+    noise = np.asarray(certificate.noise_scale)
+    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
+    lines = [
+        f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
+        f"{record.get('reference')!r}, by the {certificate.accountant} accountant",
+        f"mechanism           {record.get('name')}, {certificate.steps_run} of "
+        f"{record.get('steps')} noisy steps, then {certificate.finetune_steps} without noise",
+        f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
+        f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",
+        f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
+        f"noise key           {certificate.key_source}",
+        f"created             {certificate.created}",
+        f"parameters SHA-256  {certificate.params_digest}",
+        "It holds provided that:",
+        *(f"  - {sentence}" for sentence in certificate.assumptions),
+    ]
+    return "\n".join(lines)
