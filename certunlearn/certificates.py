@@ -178,6 +178,8 @@ def certify(
       That the run was really so is the issuer's word, listed in `assumptions`.
     """
     delta = checks.open_unit("delta", delta)
+    forget_size = checks.optional_count("forget_size", forget_size)
+    retain_size = checks.optional_count("retain_size", retain_size)
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run = mechanism.steps if steps_run is None else steps_run
     run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)

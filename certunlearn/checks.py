@@ -42,6 +42,22 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def optional_count(name: str, value: Any) -> int | None:
+    """Returns None or `value` as an int, or raises if it is not a whole number of at least zero.
+
+    Raises:
+      TypeError: if `value` is neither None nor a whole number.
+      ValueError: if it is negative.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number or None, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return int(value)
+
+
 def open_unit(name: str, value: Any) -> float:
     """Returns `value` as a float, or raises ValueError if it is not strictly between 0 and 1."""
     number = real(name, value)

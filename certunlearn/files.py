@@ -45,6 +45,11 @@ def _umask() -> int:
     return mask
 
 
+def leaf_name(path: Any) -> str:
+    """A leaf's path in a pytree as text: "dense/kernel"; "value" for a tree that is one leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+
+
 def named_leaves(params: Any) -> dict[str, np.ndarray]:
     """A pytree's arrays under their paths ("dense/kernel"), on the host, sorted by path.
 
@@ -55,7 +60,7 @@ def named_leaves(params: Any) -> dict[str, np.ndarray]:
     """
     named: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        name = leaf_name(path)
         if name in named:
             raise ValueError(f"params has two leaves named {name!r}; rename one of them")
         named[name] = np.asarray(leaf)

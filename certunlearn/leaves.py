@@ -55,6 +55,16 @@ class Split:
         flags = jax.tree.unflatten(self.treedef, self.is_frozen)
         return [name for name, flag in files.named_leaves(flags).items() if flag]
 
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The trained leaves under their paths, as in certificates."""
+        named = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.treedef, self.leaves))
+        return {
+            files.leaf_name(path): leaf
+            for (path, leaf), frozen in zip(named, self.is_frozen, strict=True)
+            if not frozen
+        }
+
     def like_params(self, name: str, tree: Any) -> list[Any]:
         """The trainable leaves of another tree of the same structure and shapes.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from certunlearn import batches
+from certunlearn import batches, checks
 
 _TRAIN_STATE_FIELDS = {"step", "apply_fn", "params", "tx", "opt_state"}
 
@@ -90,7 +90,7 @@ def recompute_statistics(
     """
     size = batches.data_size(retain_data)
     count = size // batches.check_batch_size(batch_size, size)
-    passes = -(-500 // count) if passes is None else passes
+    passes = -(-500 // count) if passes is None else checks.positive_int("passes", passes)
     step = jax.jit(update)
     state = fresh_state
     for _ in range(passes):

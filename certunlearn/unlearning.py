@@ -26,6 +26,7 @@ from certunlearn import (
     model_state,
     steps,
     transforms,
+    trees,
 )
 from certunlearn import keys as keys_lib
 from certunlearn.history import PrivateHistory, UnlearningState
@@ -40,7 +41,8 @@ class UnlearningResult:
       params: the released parameters, structured like those that were passed.
       certificate: the public record of what was done and what it guarantees.
       history: the operator's **private** record; it must not leave with the model.
-      model_state: what `recompute_state` returned, or None.
+      model_state: what `recompute_state` returned; None if there was none, or if it failed, which
+        a warning says.
     """
 
     params: Any
@@ -128,8 +130,12 @@ def unlearn(
       `certificate` states it. It covers `params` of the result (and `model_state`), nothing else:
       see `certificate.assumptions`. Fine-tuning is post-processing and costs nothing.
     """
+    if not isinstance(mechanism, mechanisms.GradientClipping):
+        raise TypeError(f"mechanism must be a GradientClipping, got {mechanism!r}")
     full = model_state.extract_params(params, recompute_state)
     split = leaves.Split.make(full, frozen)
+    trees.check_wide(split.by_name)
+    trees.check_finite("params", split.by_name)
     data = jax.tree.map(jnp.asarray, retain_data)
     size = batches.data_size(data)
     batch_size = batches.check_batch_size(batch_size, size)
@@ -137,6 +143,7 @@ def unlearn(
         raise ValueError(f"microbatch_size={microbatch_size} needs per_example=True")
     optimizer, finetune_steps = _finetune(finetune)
     evaluate_every = checks.positive_int("evaluate_every", evaluate_every)
+    forget_size = checks.optional_count("forget_size", forget_size)
     stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
     if stop > mechanism.steps:
         raise ValueError(f"stop_after must be at most steps={mechanism.steps}, got {stop}")
@@ -232,7 +239,7 @@ def unlearn(
         start_digest=start_digest,
         state=state,
     )
-    remade = None if recompute_state is None else recompute_state(released, data)
+    remade = None if recompute_state is None else _recomputed(recompute_state, released, data)
     return UnlearningResult(
         params=released, certificate=certificate, history=history, model_state=remade
     )
@@ -319,6 +326,19 @@ def _resumed(
         raise ValueError(f"resume has run {state.step} steps already; stop_after={stop} is past")
     saved = [jnp.asarray(leaf) for leaf in state.leaves]
     return jax.tree.unflatten(jax.tree.structure(carry), saved), state.step
+
+
+def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data: Any) -> Any:
+    """What `recompute_state` returns; if it fails, a warning, for the unlearning is done."""
+    try:
+        return recompute_state(released, data)
+    except Exception as error:
+        warnings.warn(
+            f"recompute_state failed ({error!r}); model_state is None. Recompute it from "
+            "result.params before the model is used: the certificate stands",
+            stacklevel=3,
+        )
+        return None
 
 
 def _interrupted(step: int, planned: int) -> str:

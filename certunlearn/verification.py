@@ -40,11 +40,16 @@ def verify(certificate: Certificate, params: Any = None) -> Verification:
     Returns:
       A `Verification`: test it like a boolean; `problems` says what is wrong.
 
+    Raises:
+      TypeError: if `certificate` is not a `Certificate`.
+
     Guarantee:
       A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
       delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
       the certificate was issued for. It cannot tell whether the issuer told the truth.
     """
+    if not isinstance(certificate, Certificate):
+        raise TypeError(f"certificate must be a Certificate, got {certificate!r}")
     record = dataclasses.asdict(certificate)
     problems = certificates.format_problems(record)
     if problems:

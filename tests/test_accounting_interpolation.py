@@ -138,6 +138,7 @@ def test_expanding_steps_are_allowed():
         ({"noise_scale": [1.0, 1.0, 1.0]}, ValueError),
         ({"noise_scale": [[1.0, 1.0]]}, ValueError),
         ({"noise_scale": []}, ValueError),
+        ({"shift": [0.1]}, ValueError),
         ({"shift": "x"}, TypeError),
     ],
 )

@@ -331,6 +331,16 @@ def test_batch_statistics_are_refused_or_recomputed_from_the_released_parameters
         run(params=WithNorm(nnx.Rngs(0)), loss=lambda p, b: 0.0)
 
 
+def test_a_failing_recomputation_does_not_lose_the_run():
+    def fail(params, data):
+        raise RuntimeError("no such layer")
+
+    with pytest.warns(UserWarning, match=r"no such layer.*result\.params"):
+        result = run(recompute_state=fail)
+    assert result.model_state is None
+    assert cu.verify(result.certificate, result.params)
+
+
 def test_history_is_saved_only_under_a_private_name(tmp_path):
     history = run(evaluate=lambda p: {"norm": jnp.sum(p["w"] ** 2)}).history
     with pytest.raises(ValueError, match=r"\.private\.json"):
@@ -364,6 +374,9 @@ BAD_VALUES = [
     ({"params": PARAMS | {"w": jnp.zeros(3, jnp.int32)}}, "int32"),
     ({"params": {}}, "at least one array"),
     ({"accountant": "guess"}, "accountant"),
+    ({"accountant": "closed-form", "epsilon": 20.0}, "unsound"),
+    ({"forget_size": -1}, "forget_size must be at least 0"),
+    ({"params": {"a": PARAMS["w"].astype(jnp.bfloat16)}}, r"bfloat16 at \['a'\]"),
     ({"finetune": (optax.sgd(0.1), 0)}, "finetune steps must be at least 1"),
 ]
 
@@ -378,7 +391,14 @@ def test_bad_values_are_refused_before_anything_runs(changes, words):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"finetune": optax.sgd(0.1)}, {"batch_size": 2.5}, {"stop_after": "3"}]
+    "changes",
+    [
+        {"finetune": optax.sgd(0.1)},
+        {"batch_size": 2.5},
+        {"stop_after": "3"},
+        {"forget_size": 1.5},
+        {"mechanism": "sgd"},
+    ],
 )
 def test_wrong_kinds_are_type_errors(changes):
     with pytest.raises(TypeError):

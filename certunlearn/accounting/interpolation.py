@@ -91,14 +91,13 @@ def gdp_mu_curve(
         "shift": _checked("shift", shift),
         "noise_scale": _checked("noise_scale", noise_scale),
     }
-    try:
-        arrays = np.broadcast_arrays(*(np.atleast_1d(a) for a in per_step.values()))
-    except ValueError:
-        arrays = ()
-    if not arrays or arrays[0].ndim != 1 or arrays[0].size == 0:
+    lengths = {a.shape for a in per_step.values() if a.ndim} or {(1,)}
+    length = lengths.pop()
+    if lengths or len(length) != 1 or length[0] == 0:
         shapes = ", ".join(f"{name} {a.shape}" for name, a in per_step.items())
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
-    curve = np.sqrt(_energies(float(distance), *(a.tolist() for a in arrays)))
+    arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
+    curve = np.sqrt(_energies(float(distance), *arrays))
     return np.minimum.accumulate(curve) if memoryless else curve
 
 
