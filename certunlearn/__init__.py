@@ -7,6 +7,7 @@ from certunlearn.accounting import (
     delta,
     epsilon,
     epsilon_curve,
+    epsilon_lower_bound,
     noise_scale,
     total_variation,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "delta",
     "epsilon",
     "epsilon_curve",
+    "epsilon_lower_bound",
     "gdp_mu",
     "load_params",
     "load_state",

@@ -21,6 +21,8 @@ SCHEMA = "certunlearn.certificate/1"
 
 # Recomputing on another machine may differ in the last digits of a special function.
 TOLERANCE = 1e-9
+# Coupling sums up millions of those.
+COUPLING_TOLERANCE = 1e-6
 
 _NUMBER = (int, float)
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -109,6 +111,11 @@ class Certificate:
     params_digest: str
     record_digest: str
 
+    @property
+    def reference(self) -> str:
+        """What the claim compares with: the mechanism's `"retrained"` or `"center"`."""
+        return self.mechanism["reference"]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the certificate as JSON; `path` is replaced whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
@@ -160,7 +167,7 @@ def certify(
       params: the released parameters, a pytree of arrays.
       epsilon: the epsilon that `noise_scale` was calibrated for. It is recorded as it is if the
         whole plan was run and recomputing confirms it; otherwise the recomputed one is recorded.
-      accountant: `"interpolation"` or `"closed-form"`. A run stopped before its plan's end where
+      accountant: see `certunlearn.noise_scale`. A run stopped before its plan's end where
         the closed form does not hold is certified by interpolation.
       steps_run: noisy steps that were run, if fewer than planned.
       frozen: paths of the leaves that were kept fixed, as `named_leaves` names them.
@@ -207,7 +214,9 @@ def certify(
         "epsilon": actual,
         "delta": delta,
         "mu": accounting.mu(run, noise_scale=run_scale),
-        "total_variation": accounting.total_variation(run, noise_scale=run_scale),
+        "total_variation": accounting.total_variation(
+            run, noise_scale=run_scale, accountant=accountant
+        ),
         "accountant": accountant,
         "steps_run": steps_run,
         "coverage": coverage_of(params, frozen),

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from certunlearn import accounting, checks, mechanisms
+
+_ATTACKED = 2000  # most steps for which the attack is run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,8 @@ class AccountantPlan:
       total_noise_norm: root mean square norm of that noise over all parameters, if their number is
         known.
       total_variation: no event is more likely than under the reference by more than this.
+      true_epsilon_at_least: what an attack reaches at this noise and the target delta; None for
+        more than 2,000 steps, where that would take long.
       refused: why there is no number, or None.
     """
 
@@ -28,6 +33,7 @@ class AccountantPlan:
     total_noise: float | None = None
     total_noise_norm: float | None = None
     total_variation: float | None = None
+    true_epsilon_at_least: float | None = None
     refused: str | None = None
 
 
@@ -65,6 +71,7 @@ def make_plan(
     steps: int | None = None,
     reference: str = "retrained",
     params: int | None = None,
+    accountants: Sequence[str] = ("interpolation", "closed-form"),
 ) -> Plan:
     """Plans a run with constant parameters.
 
@@ -78,6 +85,7 @@ def make_plan(
       steps: number of noisy steps; the best number if None.
       reference: `"retrained"` or `"center"`.
       params: number of parameters, for the norm of the noise.
+      accountants: which to show; `"coupling"` takes up to minutes.
 
     Raises:
       TypeError: if an argument is not of the right kind.
@@ -108,8 +116,7 @@ def make_plan(
         best_steps=best.steps,
         best_noise_scale=accounting.noise_scale(best, epsilon=epsilon, delta=delta),
         accountants=tuple(
-            _by_accountant(name, mechanism, epsilon, delta, params)
-            for name in accounting.ACCOUNTANTS
+            _by_accountant(name, mechanism, epsilon, delta, params) for name in accountants
         ),
     )
 
@@ -155,7 +162,7 @@ def to_table(plan: Plan) -> str:
     (1, 1e-05)-unlearning with 10 noisy steps, reference 'retrained'
     """
     mechanism = plan.mechanism
-    header = ["accountant", "noise per step", "total noise in x_T", "TV limit"]
+    header = ["accountant", "noise per step", "total noise in x_T", "TV limit", "true epsilon"]
     if plan.params is not None:
         header.insert(3, f"its norm (N = {plan.params})")
     widths = [max(13, len(title)) for title in header]
@@ -169,6 +176,8 @@ def to_table(plan: Plan) -> str:
             if plan.params is not None:
                 numbers.insert(2, entry.total_noise_norm)
             cells += [f"{number:.6g}" for number in numbers]
+            least = entry.true_epsilon_at_least
+            cells.append("not attacked" if least is None else f"{least:.3g} to {plan.epsilon:.3g}")
         lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
     run = "this plan" if mechanism.steps == plan.best_steps else f"not {mechanism.steps}"
     return "\n".join(
@@ -184,7 +193,8 @@ def to_table(plan: Plan) -> str:
             f"{plan.best_noise_scale:.6g} by interpolation)",
             "",
             "Noise is a standard deviation per coordinate, in parameter units. TV limit: no event "
-            "is more\nlikely than under the reference by more than this.",
+            "is more\nlikely than under the reference by more than this. True epsilon: from what "
+            "the best known\nattack reaches with this noise to what is certified.",
         ]
     )
 
@@ -201,10 +211,16 @@ def _by_accountant(
     except ValueError as error:
         return AccountantPlan(accountant=name, refused=str(error))
     noise = total_noise(mechanism, scale)
+    attacked = None
+    if mechanism.steps <= _ATTACKED:
+        attacked = accounting.epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
     return AccountantPlan(
         accountant=name,
         noise_scale=scale,
         total_noise=noise,
         total_noise_norm=None if params is None else noise * math.sqrt(params),
-        total_variation=accounting.total_variation(mechanism, noise_scale=scale),
+        total_variation=accounting.total_variation(
+            mechanism, noise_scale=scale, accountant=name if name == "coupling" else "interpolation"
+        ),
+        true_epsilon_at_least=attacked,
     )

@@ -80,14 +80,18 @@ def _claim_problems(certificate: Certificate) -> list[str]:
                 accountant=certificate.accountant,
             ),
             "mu": accounting.mu(run, noise_scale=run_scale),
-            "total_variation": accounting.total_variation(run, noise_scale=run_scale),
+            "total_variation": accounting.total_variation(
+                run, noise_scale=run_scale, accountant=certificate.accountant
+            ),
         }
     except (TypeError, ValueError) as error:
         return [f"the claim cannot be derived: {error}"]
     problems = []
+    coupled = certificate.accountant == "coupling"
+    tolerance = certificates.COUPLING_TOLERANCE if coupled else certificates.TOLERANCE
     for name, value in derived.items():
         recorded = getattr(certificate, name)
-        if not math.isclose(recorded, value, rel_tol=certificates.TOLERANCE, abs_tol=1e-15):
+        if not math.isclose(recorded, value, rel_tol=tolerance, abs_tol=1e-15):
             problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
     if certificate.assumptions != list(planned.assumptions):
         problems.append("the assumptions are not those of the mechanism")

@@ -34,6 +34,7 @@ def issue(**changes):
 def test_claim_is_what_the_accountant_derives():
     c = issue()
     assert c.epsilon == 1.0
+    assert c.reference == "retrained"
     assert c.mu == pytest.approx(accounting.mu(MECHANISM, noise_scale=SIGMA))
     assert c.total_variation == pytest.approx(0.107, abs=1e-3)  # theory: (1, 1e-5)
     assert c.coverage["parameters"] == 6
