@@ -118,6 +118,7 @@ def as_dict(model):
     }
 
 
+@pytest.mark.slow
 def test_nnx_optimizer(batches):
     model = Nnx(nnx.Rngs(0))
     nnx.update(model, start(nnx.state(model, nnx.Param)))
@@ -139,6 +140,7 @@ def test_nnx_optimizer(batches):
     jax.tree.map(np.testing.assert_array_equal, as_dict(model), released)
 
 
+@pytest.mark.slow
 def test_nnx_with_a_center_and_narrow_parameters():
     model = Nnx(nnx.Rngs(0))
     center = jax.tree.map(jnp.array, nnx.state(model, nnx.Param))

@@ -86,6 +86,7 @@ def test_all_words_give_finite_numbers():
     assert bool(jnp.all(jnp.isfinite(noise.normal_from_words(high, low))))
 
 
+@pytest.mark.slow
 def test_float64_draws_resolve_the_same_words_finer():
     words = jax.random.bits(jax.random.key(3), (2, 1000), jnp.uint32)
     narrow = np.asarray(noise.normal_from_words(*words))

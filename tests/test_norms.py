@@ -75,6 +75,7 @@ def test_the_radius_itself_is_rounded_safely():
         assert exact_norm(clip(edge, max_norm).tree) <= max_norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1.0, 0.3, 1e-25, 1e25])
 def test_ten_million_equal_elements(value):
     tree = jnp.full(10**7, value, jnp.float32)

@@ -313,6 +313,7 @@ np.save(sys.argv[2], np.concatenate(out))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_draw_the_same_noise_as_one(tmp_path):
     results = []
     root = str(pathlib.Path(transforms.__file__).parent.parent)
