@@ -42,8 +42,7 @@ contraction prod c and shift sum w s, followed by k noises of variances (w sigma
 of the later contractions. Those k noises are one Brownian motion, mirrored at a plane that does not
 move while it runs: the pair keeps its mirror at (1 - theta) z*, meets with probability
 e^(-rho D / 2) given the distance D at the end, and has L' = L + (1 - theta) z* (D - rho).
-(The gain in L' above is for one
-noise only: N_v N_v' may be larger than N_(v + v').)
+(The gain in L' above is for one noise only: N_v N_v' may be larger than N_(v + v').)
 
 **Between the nodes.** Bounds are stored for separations rho_n of displaced points, which noise has
 smoothed: a(x) = E b(x + Z). By the inequality of the means, N(alpha h, 1) <= e^(alpha (1 - alpha)

@@ -70,10 +70,11 @@ def advance(
     """
     # Rows are independent: half of them to each of two threads.
     half = -(-len(separations) // 2)
-    halves = [slice(0, half), slice(len(separations) - half, None)]
+    halves = [slice(0, half), slice(half, None)]
 
     def run(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        with jax.enable_x64(True):
+        # Both settings are the thread's own. An accountant runs on the host.
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             values, choice = _advance(
                 separations[rows], levels[rows], thetas[:, rows], table, tail, merged, window=window
             )
