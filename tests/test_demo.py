@@ -163,12 +163,14 @@ def test_the_same_seed_gives_the_same_model(short):
     assert without_time == [dataclasses.replace(row, seconds=0) for row in again.rows]
 
 
+@pytest.mark.slow
 def test_the_run_from_the_centre_draws_other_noise(short):
     assert dataclasses.replace(short.rows[2], name="") != dataclasses.replace(
         short.rows[4], name="", certified=(0, 0), seconds=short.rows[2].seconds
     )
 
 
+@pytest.mark.slow
 def test_files_are_overwritten(short, tmp_path):
     for name in report.FILES:
         (tmp_path / name).write_text("old")
@@ -181,6 +183,7 @@ def test_files_are_overwritten(short, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_table_lines_are_aligned(short):
     lines = report.table(short.rows).splitlines()
     assert len({len(line) for line in lines}) == 1

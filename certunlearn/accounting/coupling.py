@@ -228,7 +228,7 @@ def shorten(steps: Steps, longest: int = LONGEST) -> Steps:
 
 def _resolution(steps: Steps) -> Resolution:
     # What interpolating costs adds up over the steps, and is quadratic in the gap.
-    return Resolution(max(0.03, min(0.1, 0.24 / math.sqrt(len(steps.noise)))), 96)
+    return Resolution(max(0.03, min(0.05, 0.24 / math.sqrt(len(steps.noise)))), 96)
 
 
 def _mu(steps: Steps) -> float:
