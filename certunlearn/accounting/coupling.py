@@ -180,7 +180,7 @@ def noise_scale(steps: Steps, epsilon: float, delta: float) -> float:
     best, at = high, guess
     for _ in range(4):
         value = excess(at, fine)
-        if value <= 0:
+        if value <= 1e-4 * slope:  # a hair of room, for the last digits of a recomputation
             best = min(best, at)
             if value > 0.004 * slope:
                 break
