@@ -88,7 +88,9 @@ def test_between_attack_and_interpolation_and_close_to_the_attack(steps, delta):
     least = by_attack(steps, delta)
     short = coupling.shorten(steps)
     assert least <= uncapped(short, delta) <= by_interpolation(steps, delta) * 1.01
-    assert least <= coupling.epsilon(steps, delta) <= least * 1.2
+    # Where a step forgets everything, mirrors alone are known to leave a gap.
+    gap = 1.2 if np.any(steps.contraction == 0) else 1.12
+    assert least <= coupling.epsilon(steps, delta) <= least * gap
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def noise_scale(
     Returns:
       sigma, rounded up: `epsilon(mechanism, noise_scale=sigma, delta=delta) <= epsilon` holds.
       mu is proportional to 1 / sigma, so interpolation takes one root-find and no search over
-      sigma. Coupling searches, and may stop 0.5% above the smallest that it proves.
+      sigma. Coupling searches, and stops somewhat above the smallest that it proves.
 
     Raises:
       TypeError: if an argument is of the wrong kind.

@@ -155,7 +155,8 @@ def epsilon(steps: Steps, delta: float) -> float:
 def noise_scale(steps: Steps, epsilon: float, delta: float) -> float:
     """A factor for `steps.noise` at which the run is certified for (epsilon, delta).
 
-    Not the least to the last digit: at most about 0.5% above the least that this accountant proves.
+    Not the least to the last digit: the search stops within about 0.5% of what this proves,
+    or on something larger that it has confirmed.
     """
     unit = shorten(steps)
     largest = _mu(unit) / gaussian.mu(epsilon, delta)  # what interpolation asks for
