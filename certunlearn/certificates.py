@@ -22,7 +22,9 @@ SCHEMA = "certunlearn.certificate/1"
 # Recomputing on another machine may differ in the last digits of a special function.
 TOLERANCE = 1e-9
 # Coupling sums up millions of those.
-COUPLING_TOLERANCE = 1e-6
+COUPLING_TOLERANCE = 1e-5
+# The attack is a search: one that stops a round earlier loses about this much at most.
+ATTACK_TOLERANCE = 1e-4
 
 _NUMBER = (int, float)
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -30,6 +32,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "mechanism": (dict,),
     "noise_scale": (int, float, list),
     "epsilon": _NUMBER,
+    "epsilon_lower_bound": (int, float, type(None)),
     "delta": _NUMBER,
     "mu": _NUMBER,
     "total_variation": _NUMBER,
@@ -46,6 +49,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "params_digest": (str,),
     "record_digest": (str,),
 }
+# Absent from certificates issued before there were such fields, which stay valid; absent is None.
+_OPTIONAL = ("epsilon_lower_bound",)
 _COVERAGE: dict[str, type] = {
     "parameters": int,
     "leaves": int,
@@ -72,10 +77,13 @@ class Certificate:
       noise_scale: standard deviation of the noise in every coordinate, in parameter units, one
         number or one for each planned step.
       epsilon: the claim's epsilon, for the steps that were run.
+      epsilon_lower_bound: no claim, but how loose the claim may be: an attack on such a run, with a
+        loss and data of its own choice, reaches that much, so the true epsilon lies between this
+        and `epsilon`. None if it is not known, as for more than 2,000 steps.
       delta: the claim's delta.
       mu: Gaussian-DP parameter of the run by shifted interpolation.
       total_variation: no event is more likely than under the reference by more than this.
-      accountant: which accountant derived epsilon.
+      accountant: which accountant derived epsilon and total_variation.
       steps_run: number of noisy steps that were run.
       coverage: how many parameters and leaves the guarantee covers, their dtypes, and the paths
         and number of the frozen ones, which it does not.
@@ -95,6 +103,7 @@ class Certificate:
     mechanism: dict[str, Any]
     noise_scale: float | list[float]
     epsilon: float
+    epsilon_lower_bound: float | None = None
     delta: float
     mu: float
     total_variation: float
@@ -150,7 +159,7 @@ def certify(
     delta: float,
     params: Any,
     epsilon: float | None = None,
-    accountant: str = "interpolation",
+    accountant: str | None = None,
     steps_run: int | None = None,
     frozen: Any = (),
     key_source: str = "not said",
@@ -165,10 +174,12 @@ def certify(
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
       delta: the claim's delta.
       params: the released parameters, a pytree of arrays.
-      epsilon: the epsilon that `noise_scale` was calibrated for. It is recorded as it is if the
-        whole plan was run and recomputing confirms it; otherwise the recomputed one is recorded.
-      accountant: see `certunlearn.noise_scale`. A run stopped before its plan's end where
-        the closed form does not hold is certified by interpolation.
+      epsilon: the epsilon that `noise_scale` was calibrated for, refused if the whole plan was run
+        and it does not hold. Recorded is what recomputing gives (coupling's noise leaves a little
+        room, so that is less), or this number where they differ in the last digits only.
+      accountant: see `certunlearn.epsilon`; None for the one that certifies the least epsilon.
+        Which that was is recorded. A run stopped before its plan's end where the closed form does
+        not hold is certified by interpolation.
       steps_run: noisy steps that were run, if fewer than planned.
       frozen: paths of the leaves that were kept fixed, as `named_leaves` names them.
       key_source: how the noise key was drawn, in words. Never the key.
@@ -190,13 +201,17 @@ def certify(
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run = mechanism.steps if steps_run is None else steps_run
     run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
-    try:
-        actual = accounting.epsilon(run, noise_scale=run_scale, delta=delta, accountant=accountant)
-    except ValueError:
-        if steps_run == mechanism.steps:
-            raise
-        accountant = "interpolation"
-        actual = accounting.epsilon(run, noise_scale=run_scale, delta=delta)
+    claim: dict[str, Any] = {"noise_scale": run_scale, "delta": delta}
+    if accountant is None:
+        actual, accountant = accounting.least_epsilon(run, **claim)
+    else:
+        try:
+            actual = accounting.epsilon(run, **claim, accountant=accountant)
+        except ValueError:
+            if steps_run == mechanism.steps:
+                raise
+            accountant = "interpolation"
+            actual = accounting.epsilon(run, **claim, accountant=accountant)
     if not math.isfinite(actual):
         raise ValueError(f"noise_scale={noise_scale!r} is too small to certify any finite epsilon")
     if epsilon is not None and steps_run == mechanism.steps:
@@ -212,6 +227,7 @@ def certify(
         "mechanism": mechanisms.to_record(mechanism),
         "noise_scale": list(scale) if isinstance(scale, tuple) else scale,
         "epsilon": actual,
+        "epsilon_lower_bound": accounting.affordable_lower_bound(run, **claim),
         "delta": delta,
         "mu": accounting.mu(run, noise_scale=run_scale),
         "total_variation": accounting.total_variation(
@@ -240,6 +256,7 @@ def format_problems(record: Any) -> list[str]:
     """What is wrong with a record's form, a sentence each; nothing about what it claims."""
     if not isinstance(record, dict):
         return ["not a JSON object"]
+    record = dict.fromkeys(_OPTIONAL) | record
     if set(record) != set(_FIELDS):
         missing = sorted(set(_FIELDS) - set(record))
         unknown = sorted(set(record) - set(_FIELDS))
@@ -274,6 +291,9 @@ def format_problems(record: Any) -> list[str]:
     for name in ("epsilon", "mu", "total_variation"):
         if not (math.isfinite(record[name]) and record[name] >= 0):
             problems.append(f"{name} must be finite and not negative, got {record[name]!r}")
+    least = record["epsilon_lower_bound"]
+    if least is not None and not 0 <= least < math.inf:
+        problems.append(f"epsilon_lower_bound must be finite and not negative, got {least!r}")
     if not 0 < record["delta"] < 1:
         problems.append(f"delta must be strictly between 0 and 1, got {record['delta']!r}")
     return problems
@@ -302,8 +322,9 @@ def first_steps(scale: checks.PerStep, steps: int) -> checks.PerStep:
 
 
 def record_digest(record: dict[str, Any]) -> str:
-    """SHA-256 of every field but `record_digest`, in canonical JSON."""
-    content = {name: value for name, value in record.items() if name != "record_digest"}
+    """SHA-256 of every field but `record_digest`, and of no absent one, in canonical JSON."""
+    absent = {"record_digest", *(name for name in _OPTIONAL if record.get(name) is None)}
+    content = {name: value for name, value in record.items() if name not in absent}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import certunlearn
-from certunlearn import accounting, certificates, files, planning, verification
+from certunlearn import certificates, files, planning, verification
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
@@ -41,7 +41,7 @@ def _plan(args: argparse.Namespace) -> int:
         steps=args.steps,
         reference=args.reference,
         params=args.params,
-        accountants=accounting.ACCOUNTANTS if args.coupling else accounting.ACCOUNTANTS[:2],
+        progress=sys.stderr.isatty(),
     )
     if args.json:
         print(json.dumps(planning.to_record(plan), indent=2, allow_nan=False))
@@ -125,9 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
     plan.add_argument("--reference", default="retrained", help="retrained (default) or center")
     plan.add_argument("--params", type=int, metavar="N", help="number of parameters")
-    plan.add_argument(
-        "--coupling", action="store_true", help="show the coupling accountant too (up to minutes)"
-    )
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     demo = commands.add_parser("demo", help="train a small network and make it forget")

@@ -68,7 +68,7 @@ def unlearn(
     microbatch_size: int | None = None,
     before_clip: optax.GradientTransformation | None = None,
     frozen: Any = None,
-    accountant: str = "interpolation",
+    accountant: str | None = None,
     forget_size: int | None = None,
     recompute_state: Callable[[Any, Any], Any] | None = None,
     stop_after: int | None = None,
@@ -105,7 +105,7 @@ def unlearn(
         mechanism with `memoryless=False`. Its state starts fresh and is discarded.
       frozen: pytree of bools structured like `params`, True where a leaf stays as it is. Frozen
         leaves are outside the guarantee and must not depend on the forget set.
-      accountant: see `certunlearn.noise_scale`.
+      accountant: see `certunlearn.epsilon`; None for the one that asks for the least noise.
       forget_size: number of forget examples, for the record.
       recompute_state: `recompute_state(params, retain_data)` makes the model state other than
         parameters anew from the released parameters; see `recompute_statistics`.
@@ -147,7 +147,7 @@ def unlearn(
     stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
     if stop > mechanism.steps:
         raise ValueError(f"stop_after must be at most steps={mechanism.steps}, got {stop}")
-    scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant)
+    scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
 
     center_leaves = None if center is None else split.like_params("center", center)
     start = transforms.clip_params(split.trainable, mechanism.init_radius, center_leaves)
@@ -260,7 +260,8 @@ def _noise_scale(
     epsilon: float | None,
     noise_scale: Any,
     delta: float,
-    accountant: str,
+    accountant: str | None,
+    progress: bool,
 ) -> checks.PerStep:
     if (epsilon is None) == (noise_scale is None):
         raise ValueError(
@@ -269,9 +270,11 @@ def _noise_scale(
         )
     if epsilon is not None:
         return accounting.noise_scale(
-            mechanism, epsilon=epsilon, delta=delta, accountant=accountant
+            mechanism, epsilon=epsilon, delta=delta, accountant=accountant, progress=progress
         )
-    # Refuses at once what could not be certified at the end.
+    # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
+    # least of all accountants does; the others' time is saved for the end.
+    accountant = "interpolation" if accountant is None else accountant
     accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)
 

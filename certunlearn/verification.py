@@ -95,7 +95,29 @@ def _claim_problems(certificate: Certificate) -> list[str]:
             problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
     if certificate.assumptions != list(planned.assumptions):
         problems.append("the assumptions are not those of the mechanism")
-    return problems
+    return problems + _lower_bound_problems(certificate, run, run_scale)
+
+
+def _lower_bound_problems(
+    certificate: Certificate, run: mechanisms.GradientClipping, run_scale: checks.PerStep
+) -> list[str]:
+    """Whether the recorded lower bound is more than is known: a smaller one is as true."""
+    recorded = certificate.epsilon_lower_bound
+    if recorded is None:
+        return []
+    if recorded > certificate.epsilon * (1 + certificates.TOLERANCE):
+        return [f"epsilon_lower_bound is recorded as {recorded!r}, above epsilon itself"]
+    reached = accounting.affordable_lower_bound(run, noise_scale=run_scale, delta=certificate.delta)
+    if reached is None:
+        return [
+            f"epsilon_lower_bound is recorded as {recorded!r}, but is not worked out for more than "
+            f"{accounting.MOST_ATTACKED} steps"
+        ]
+    if recorded > reached * (1 + certificates.ATTACK_TOLERANCE):
+        return [
+            f"epsilon_lower_bound is recorded as {recorded!r}, but the attack reaches {reached!r}"
+        ]
+    return []
 
 
 def _params_problems(certificate: Certificate, params: Any) -> list[str]:
@@ -111,6 +133,16 @@ def _params_problems(certificate: Certificate, params: Any) -> list[str]:
     ]
 
 
+def interval(certificate: Certificate) -> str:
+    """Where the true epsilon lies, for people."""
+    if certificate.epsilon_lower_bound is None:
+        return f"at most {certificate.epsilon:.4g} (certified); no lower bound is recorded"
+    return (
+        f"between {certificate.epsilon_lower_bound:.4g} (an attack reaches it) and "
+        f"{certificate.epsilon:.4g} (certified)"
+    )
+
+
 def _summary(certificate: Certificate) -> str:
     record, coverage = certificate.mechanism, certificate.coverage
     noise = np.asarray(certificate.noise_scale)
@@ -121,6 +153,7 @@ def _summary(certificate: Certificate) -> str:
         f"mechanism           {record.get('name')}, {certificate.steps_run} of "
         f"{record.get('steps')} noisy steps, then {certificate.finetune_steps} without noise",
         f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"true epsilon        {interval(certificate)}",
         f"total variation     at most {certificate.total_variation:.4g} from the reference",
         f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
         f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",

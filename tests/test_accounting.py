@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import itertools
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +31,24 @@ def make(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, weight_decay=0.0, st
     )
 
 
+# Most tests here are of interpolation's numbers; the default has tests of its own.
+interpolated = types.SimpleNamespace(
+    **{
+        name: functools.partial(getattr(cu, name), accountant="interpolation")
+        for name in ("epsilon", "delta", "noise_scale", "epsilon_curve", "total_variation")
+    }
+)
+
+
 @pytest.mark.parametrize("row", VECTORS["interpolation_constant"])
 def test_vectors(row):
     m = make(**{name: row[name] for name in FIELDS})
     claim = {"epsilon": row["epsilon"], "delta": row["delta"]}
     with_state = dataclasses.replace(m, memoryless=False)
-    assert cu.noise_scale(m, **claim) == pytest.approx(row["noise_scale_interpolation"], rel=1e-8)
-    assert cu.noise_scale(with_state, **claim) == pytest.approx(
+    assert interpolated.noise_scale(m, **claim) == pytest.approx(
+        row["noise_scale_interpolation"], rel=1e-8
+    )
+    assert interpolated.noise_scale(with_state, **claim) == pytest.approx(
         row["noise_scale_interpolation_with_state"], rel=1e-8
     )
     if row["closed_form_is_sound"]:
@@ -63,17 +76,23 @@ epsilons, deltas = st.floats(0.05, 20), st.floats(-12, -1).map(lambda x: 10.0**x
 @settings(max_examples=60, deadline=None)
 @given(mechanisms, epsilons, deltas)
 def test_noise_scale_inverts_epsilon_and_delta(m, epsilon, delta):
-    sigma = cu.noise_scale(m, epsilon=epsilon, delta=delta)
-    assert cu.epsilon(m, noise_scale=sigma, delta=delta) <= epsilon
-    assert cu.epsilon(m, noise_scale=sigma, delta=delta) == pytest.approx(epsilon, rel=1e-8)
-    assert cu.delta(m, noise_scale=sigma, epsilon=epsilon) == pytest.approx(delta, rel=1e-8)
-    assert cu.epsilon(m, noise_scale=0.999 * sigma, delta=delta) > epsilon
+    sigma = interpolated.noise_scale(m, epsilon=epsilon, delta=delta)
+    assert interpolated.epsilon(m, noise_scale=sigma, delta=delta) <= epsilon
+    assert interpolated.epsilon(m, noise_scale=sigma, delta=delta) == pytest.approx(
+        epsilon, rel=1e-8
+    )
+    assert interpolated.delta(m, noise_scale=sigma, epsilon=epsilon) == pytest.approx(
+        delta, rel=1e-8
+    )
+    assert interpolated.epsilon(m, noise_scale=0.999 * sigma, delta=delta) > epsilon
 
 
 @settings(max_examples=40, deadline=None)
 @given(mechanisms, deltas)
 def test_epsilon_falls_in_sigma_and_vanishes(m, delta):
-    values = [cu.epsilon(m, noise_scale=s, delta=delta) for s in (0.3, 1.0, 3.0, 30.0, 1e9)]
+    values = [
+        interpolated.epsilon(m, noise_scale=s, delta=delta) for s in (0.3, 1.0, 3.0, 30.0, 1e9)
+    ]
     assert all(a >= b for a, b in itertools.pairwise(values))
     assert values[-1] < 1e-6
 
@@ -81,12 +100,14 @@ def test_epsilon_falls_in_sigma_and_vanishes(m, delta):
 @settings(max_examples=40, deadline=None)
 @given(mechanisms, deltas)
 def test_curve_ends_at_epsilon_and_falls_only_without_memory(m, delta):
-    curve = cu.epsilon_curve(m, noise_scale=1.0, delta=delta)
+    curve = interpolated.epsilon_curve(m, noise_scale=1.0, delta=delta)
     assert curve.shape == (m.steps + 1,)
     assert curve[0] == np.inf
-    assert curve[-1] == pytest.approx(cu.epsilon(m, noise_scale=1.0, delta=delta))
+    assert curve[-1] == pytest.approx(interpolated.epsilon(m, noise_scale=1.0, delta=delta))
     half = max(1, m.steps // 2)
-    assert curve[half] == pytest.approx(cu.epsilon(m.first(half), noise_scale=1.0, delta=delta))
+    assert curve[half] == pytest.approx(
+        interpolated.epsilon(m.first(half), noise_scale=1.0, delta=delta)
+    )
     if m.memoryless:
         assert np.all(np.diff(curve[1:]) <= 1e-12)
 
@@ -96,7 +117,7 @@ def test_state_costs_the_minimum_over_prefixes():
     with_state = dataclasses.replace(m, memoryless=False)
     short = dataclasses.replace(m, steps=10)
     sigma = {
-        k: cu.noise_scale(v, epsilon=1.0, delta=1e-5)
+        k: interpolated.noise_scale(v, epsilon=1.0, delta=1e-5)
         for k, v in {"plain": m, "state": with_state, "short": short}.items()
     }
     assert sigma["plain"] == pytest.approx(sigma["short"], rel=1e-9)
@@ -112,17 +133,16 @@ def test_a_constant_schedule_is_the_constant(m):
         clip_norm=optax.constant_schedule(m.clip_norm),
         weight_decay=np.full(m.steps, m.weight_decay),
     )
-    for kind in ("mu", "total_variation"):
-        value = getattr(accounting, kind)
+    for value in (accounting.mu, interpolated.total_variation):
         assert value(listed, noise_scale=np.full(m.steps, 0.7)) == pytest.approx(
             value(m, noise_scale=0.7), rel=1e-12
         )
 
 
 def test_weight_decay_to_zero_is_continuous():
-    plain = cu.noise_scale(make(), epsilon=1.0, delta=1e-5)
+    plain = interpolated.noise_scale(make(), epsilon=1.0, delta=1e-5)
     for decay in (1e-6, 1e-9, 1e-14):
-        decayed = cu.noise_scale(make(weight_decay=decay), epsilon=1.0, delta=1e-5)
+        decayed = interpolated.noise_scale(make(weight_decay=decay), epsilon=1.0, delta=1e-5)
         assert decayed == pytest.approx(plain, rel=100 * decay + 1e-11)
 
 
@@ -131,13 +151,15 @@ def test_one_step_is_the_gaussian_mechanism():
     mu = (2.0 * 0.8 + 0.2) / 3.0
     assert accounting.mu(m, noise_scale=3.0) == pytest.approx(mu)
     textbook = ndtr(mu / 2 - 1 / mu) - np.exp(1) * ndtr(-mu / 2 - 1 / mu)
-    assert cu.delta(m, noise_scale=3.0, epsilon=1.0) == pytest.approx(textbook, rel=1e-9)
-    assert cu.total_variation(m, noise_scale=3.0) == pytest.approx(2 * ndtr(mu / 2) - 1)
+    assert interpolated.delta(m, noise_scale=3.0, epsilon=1.0) == pytest.approx(textbook, rel=1e-9)
+    assert interpolated.total_variation(m, noise_scale=3.0) == pytest.approx(2 * ndtr(mu / 2) - 1)
 
 
 def test_center_needs_half_the_noise_of_retrained_at_the_best_steps():
     ratios = [
-        cu.noise_scale(make(steps=1, clip_norm=1e-9, reference=r), epsilon=1.0, delta=1e-5)
+        interpolated.noise_scale(
+            make(steps=1, clip_norm=1e-9, reference=r), epsilon=1.0, delta=1e-5
+        )
         for r in ("retrained", "center")
     ]
     assert ratios[0] / ratios[1] == pytest.approx(2, rel=1e-6)
@@ -160,7 +182,7 @@ def test_the_closed_form_with_decay_is_refused_for_few_steps(decay, truth):
         cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant="closed-form")
     gamma = 1e-3
     sigma = np.sqrt(72 * gamma * decay * np.log(1e5)) * ((1 - gamma * decay) + 1 / decay)
-    assert cu.epsilon(m, noise_scale=sigma, delta=1e-5) == pytest.approx(truth, abs=0.06)
+    assert interpolated.epsilon(m, noise_scale=sigma, delta=1e-5) == pytest.approx(truth, abs=0.06)
     assert f"gives {truth}"[:8] in str(refusal.value)
     enough = dataclasses.replace(m, steps=int(np.ceil(0.144 / (gamma * decay))))
     assert cu.noise_scale(enough, epsilon=1.0, delta=1e-5, accountant="closed-form") > 0
@@ -168,9 +190,9 @@ def test_the_closed_form_with_decay_is_refused_for_few_steps(decay, truth):
 
 def test_the_closed_form_is_looser_by_what_theory_says():
     m = make(steps=10)
-    ratio = cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant="closed-form") / cu.noise_scale(
-        m, epsilon=1.0, delta=1e-5
-    )
+    ratio = cu.noise_scale(
+        m, epsilon=1.0, delta=1e-5, accountant="closed-form"
+    ) / interpolated.noise_scale(m, epsilon=1.0, delta=1e-5)
     assert ratio == pytest.approx(1.36, abs=0.01)
 
 
@@ -188,12 +210,12 @@ def test_published_and_exact_noise_with_weight_decay(setting, closed, with_memor
     claim = {"epsilon": 1.0, "delta": 1e-5}
     published = cu.noise_scale(m, **claim, accountant="closed-form")
     assert published == pytest.approx(closed, abs=6e-4)
-    forgetful = cu.noise_scale(m, **claim)
+    forgetful = interpolated.noise_scale(m, **claim)
     assert forgetful == pytest.approx(memoryless, abs=6e-5)
     # A memoryless update's guarantee is the best of its prefixes: what follows is post-processing.
     # The prefixes' noise scales come from mechanisms with fewer steps and no minimum of their own.
     prefixes = [
-        cu.noise_scale(dataclasses.replace(m, steps=t, memoryless=False), **claim)
+        interpolated.noise_scale(dataclasses.replace(m, steps=t, memoryless=False), **claim)
         for t in range(1, steps + 1)
     ]
     assert prefixes[-1] == pytest.approx(with_memory, abs=6e-4)
@@ -210,7 +232,7 @@ def test_the_closed_form_inverts_and_leaves_gaps_in_its_curve():
     assert curve[-1] == pytest.approx(1.0)
     assert np.all(np.isinf(curve[:3]))
     holds = np.isfinite(curve)
-    truth = cu.epsilon_curve(m, noise_scale=sigma, delta=1e-5)
+    truth = interpolated.epsilon_curve(m, noise_scale=sigma, delta=1e-5)
     assert np.all(curve[holds] >= truth[holds])
     for schedule in ({"learning_rate": np.linspace(1e-3, 1e-4, 60)}, {"clip_norm": [1, 2] * 30}):
         with pytest.raises(ValueError, match="schedule"):
@@ -236,7 +258,7 @@ def simulate(m, sigma, runs, rng):
 def test_a_worst_case_adversary_reaches_but_does_not_beat_the_certificate(decay):
     m = make(weight_decay=decay, steps=12, memoryless=False)
     runs, rng = 400_000, np.random.default_rng(0)
-    sigma = cu.noise_scale(m, epsilon=1.0, delta=0.05)
+    sigma = interpolated.noise_scale(m, epsilon=1.0, delta=0.05)
     plus, minus = simulate(m, sigma, runs, rng)
     spread = np.sqrt(np.var(plus) / 2 + np.var(minus) / 2)
     mu = (plus.mean() - minus.mean()) / spread
@@ -245,7 +267,7 @@ def test_a_worst_case_adversary_reaches_but_does_not_beat_the_certificate(decay)
     error = 4 * np.sqrt(0.25 * (1 + np.e**2) / runs)
     assert measured <= 0.05 + error  # never beats
     assert measured >= 0.05 - error  # and reaches: the noise is the least there is
-    weak = cu.delta(m, noise_scale=0.9 * sigma, epsilon=1.0)
+    weak = interpolated.delta(m, noise_scale=0.9 * sigma, epsilon=1.0)
     assert weak > 0.05 + 2 * error  # so ten per cent less noise would have been seen
     plus, minus = simulate(m, 0.9 * sigma, runs, rng)
     middle = (plus.mean() + minus.mean()) / 2
@@ -259,9 +281,9 @@ def test_best_steps():
     m = make(weight_decay=1.0, steps=5)
     best = cu.best_steps(m)
     claim = {"epsilon": 1.0, "delta": 1e-5}
-    at_best = cu.noise_scale(dataclasses.replace(m, steps=best), **claim)
+    at_best = interpolated.noise_scale(dataclasses.replace(m, steps=best), **claim)
     for steps in (1, best // 2, best - 1, best + 1, 2 * best, 10 * best):
-        other = cu.noise_scale(dataclasses.replace(m, steps=max(1, steps)), **claim)
+        other = interpolated.noise_scale(dataclasses.replace(m, steps=max(1, steps)), **claim)
         assert other >= at_best * (1 - 1e-8)
     with pytest.raises(ValueError, match="schedules"):
         cu.best_steps(make(learning_rate=[0.1, 0.2], steps=2))
@@ -290,14 +312,83 @@ def test_bad_values(function, arguments):
         function(make(), **arguments)
 
 
+SHORT = make(learning_rate=0.5, steps=2)
+
+
+def values_of(m, accountant):
+    """What each function gives, the curve as its end."""
+    return [
+        cu.epsilon(m, noise_scale=6.0, delta=1e-5, accountant=accountant),
+        cu.delta(m, noise_scale=6.0, epsilon=0.5, accountant=accountant),
+        cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant=accountant),
+        cu.epsilon_curve(m, noise_scale=6.0, delta=1e-5, accountant=accountant)[-1],
+        cu.total_variation(m, noise_scale=6.0, accountant=accountant),
+    ]
+
+
+def test_the_default_is_the_least_of_the_accountants_that_hold():
+    least = values_of(SHORT, None)
+    assert least == values_of(SHORT, "coupling")
+    assert all(a < b for a, b in zip(least, values_of(SHORT, "interpolation"), strict=True))
+    found = accounting.least_epsilon(SHORT, noise_scale=6.0, delta=1e-5)
+    assert found == (least[0], "coupling")
+    stateful = dataclasses.replace(SHORT, memoryless=False)
+    assert values_of(stateful, None) == values_of(stateful, "interpolation")
+    found = accounting.least_epsilon(stateful, noise_scale=6.0, delta=1e-5)
+    assert found == (values_of(stateful, "interpolation")[0], "interpolation")
+
+
+@pytest.mark.parametrize("m", [make(steps=1), make(steps=30, memoryless=False)])
+@pytest.mark.parametrize("epsilon", [1.0, 20.0])
+def test_the_default_never_refuses_and_is_not_above_the_closed_form(m, epsilon):
+    sigma = cu.noise_scale(m, epsilon=epsilon, delta=1e-5)
+    assert cu.epsilon(m, noise_scale=sigma, delta=1e-5) <= epsilon
+    try:
+        closed = cu.noise_scale(m, epsilon=epsilon, delta=1e-5, accountant="closed-form")
+    except ValueError:
+        assert epsilon == 20.0  # where the closed form is unsound
+    else:
+        assert sigma <= closed
+
+
+@pytest.mark.parametrize(
+    ("factor", "accountant"),
+    [(0.5, "coupling"), (1.0, "interpolation"), (1 - 1e-13, "interpolation")],
+)
+def test_where_coupling_gains_nothing_interpolation_is_named(monkeypatch, factor, accountant):
+    exact = interpolated.epsilon(SHORT, noise_scale=6.0, delta=1e-5)
+    monkeypatch.setattr(accounting.coupling, "epsilon", lambda steps, delta: factor * exact)
+    value, name = accounting.least_epsilon(SHORT, noise_scale=6.0, delta=1e-5)
+    assert name == accountant
+    assert value == (factor * exact if factor == 0.5 else exact)
+
+
+def test_coupling_is_not_tried_where_nothing_is_certified_to_speak_of():
+    sigma = 1e-9 * interpolated.noise_scale(SHORT, epsilon=1.0, delta=1e-5)
+    found = accounting.least_epsilon(SHORT, noise_scale=sigma, delta=1e-5)
+    assert found == (interpolated.epsilon(SHORT, noise_scale=sigma, delta=1e-5), "interpolation")
+    huge = {"epsilon": 1e4, "delta": 1e-5}
+    assert cu.noise_scale(SHORT, **huge) == interpolated.noise_scale(SHORT, **huge)
+
+
+def test_lower_bounds_are_worked_out_for_runs_that_are_not_long():
+    arguments = {"noise_scale": 6.0, "delta": 1e-5}
+    known = accounting.affordable_lower_bound(SHORT, **arguments)
+    assert known == cu.epsilon_lower_bound(SHORT, **arguments)
+    long = make(steps=accounting.MOST_ATTACKED + 1)
+    assert accounting.affordable_lower_bound(long, **arguments) is None
+
+
 @pytest.mark.parametrize("mechanism", [None, 1.0, cu.GradientClipping, {"steps": 3}])
 def test_not_a_mechanism(mechanism):
     with pytest.raises(TypeError, match="mechanism must be"):
-        cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+        interpolated.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
 
 
 def test_tiny_delta():
-    sigma = cu.noise_scale(make(), epsilon=1.0, delta=1e-300)
-    assert cu.delta(make(), noise_scale=sigma, epsilon=1.0) == pytest.approx(1e-300, rel=1e-9)
+    sigma = interpolated.noise_scale(make(), epsilon=1.0, delta=1e-300)
+    assert interpolated.delta(make(), noise_scale=sigma, epsilon=1.0) == pytest.approx(
+        1e-300, rel=1e-9
+    )
     mu = accounting.mu(make(), noise_scale=sigma)
     assert np.exp(gaussian.log_delta(1.0, mu)) <= 1e-300 * (1 + 1e-12)

@@ -267,6 +267,11 @@ def test_degenerate_games():
     assert attack.epsilon(1.0, [1.0], [0.0], [10.0], 0.5) == 0.0  # delta covers everything
 
 
+def test_a_delta_near_the_end_of_float64():
+    exact = float(gaussian.epsilon(2.0, 1e-310))
+    assert 0.9 * exact < attack.epsilon(2.0, [1.0], [0.0], [1.0], 1e-310) <= exact
+
+
 def test_at_epsilon_zero_everything_is_pushed_from_the_middle():
     found = attack.attack(1.0, [1.0, 1.0], [0.5, 0.5], [1.0, 1.0], 0.0)
     assert found.thresholds == pytest.approx([0, 0, 0], abs=1e-8)

@@ -13,7 +13,8 @@ from certunlearn.verification import verify
 
 MECHANISM = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=9)
 PARAMS = {"w": jnp.arange(4.0), "b": jnp.ones(2)}
-SIGMA = accounting.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5)
+EXACT = {"accountant": "interpolation"}
+SIGMA = accounting.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5, **EXACT)
 
 
 def issue(**changes):
@@ -26,6 +27,7 @@ def issue(**changes):
         "retain_size": 90,
         "forget_size": 10,
         "finetune_steps": 3,
+        **EXACT,
     }
     mechanism = changes.pop("mechanism", MECHANISM)
     return certify(mechanism, **(arguments | changes))
@@ -159,7 +161,7 @@ def test_forged_assumptions_and_reference_are_caught():
 
 def test_stopping_early_is_certified_for_what_was_run():
     early = issue(steps_run=5)
-    truth = accounting.epsilon(MECHANISM.first(5), noise_scale=SIGMA, delta=1e-5)
+    truth = accounting.epsilon(MECHANISM.first(5), noise_scale=SIGMA, delta=1e-5, **EXACT)
     assert early.epsilon == pytest.approx(truth)
     assert early.epsilon > 1.0
     assert verify(early)
@@ -168,7 +170,7 @@ def test_stopping_early_is_certified_for_what_was_run():
 def test_schedule_of_noise_and_early_stop():
     noise = np.linspace(2 * SIGMA, SIGMA, 9)
     c = issue(noise_scale=noise, epsilon=None, steps_run=7)
-    truth = accounting.epsilon(MECHANISM.first(7), noise_scale=noise[:7], delta=1e-5)
+    truth = accounting.epsilon(MECHANISM.first(7), noise_scale=noise[:7], delta=1e-5, **EXACT)
     assert c.epsilon == pytest.approx(truth)
     assert verify(c)
 
@@ -189,6 +191,77 @@ def test_closed_form_stopped_where_it_is_unsound_falls_back_to_interpolation():
     early = issue(mechanism=m, noise_scale=sigma, accountant="closed-form", steps_run=1)
     assert early.accountant == "interpolation"
     assert verify(early)
+
+
+SHORT = dataclasses.replace(MECHANISM, learning_rate=0.5, steps=2)
+
+
+def test_by_default_the_least_epsilon_is_certified_and_its_accountant_named():
+    c = issue(mechanism=SHORT, noise_scale=6.0, epsilon=None, accountant=None)
+    claim = {"noise_scale": 6.0, "delta": 1e-5}
+    assert (c.epsilon, c.accountant) == accounting.least_epsilon(SHORT, **claim)
+    assert c.accountant == "coupling"
+    assert c.epsilon < accounting.epsilon(SHORT, **claim, **EXACT)
+    assert c.total_variation == accounting.total_variation(SHORT, noise_scale=6.0)
+    assert verify(c, PARAMS)
+    stateful = dataclasses.replace(SHORT, memoryless=False)
+    c = issue(mechanism=stateful, noise_scale=6.0, epsilon=None, accountant=None)
+    assert c.accountant == "interpolation"
+    assert verify(c, PARAMS)
+    early = issue(mechanism=SHORT, noise_scale=6.0, accountant=None, steps_run=1)
+    assert early.accountant == "interpolation"  # one step leaves coupling nothing to gain
+    assert verify(early)
+
+
+def test_the_lower_bound_is_recorded_and_shown():
+    c = issue()
+    bound = accounting.epsilon_lower_bound(MECHANISM, noise_scale=SIGMA, delta=1e-5)
+    assert c.epsilon_lower_bound == bound
+    assert 0.5 < bound < c.epsilon
+    assert f"true epsilon        between {bound:.4g} (an attack" in verify(c).summary
+    early = issue(steps_run=5)
+    assert bound < early.epsilon_lower_bound < early.epsilon
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"), [(1.01, "the attack reaches"), (3.0, "above epsilon itself"), (0.9, None)]
+)
+def test_a_lower_bound_that_is_not_reached_is_caught(factor, words):
+    record = dataclasses.asdict(issue())
+    record["epsilon_lower_bound"] *= factor
+    record["record_digest"] = certificates.record_digest(record)
+    outcome = verify(Certificate(**record))
+    assert outcome.ok == (words is None)  # a smaller one is as true
+    assert words is None or words in outcome.problems[0]
+
+
+def test_long_runs_have_no_lower_bound(monkeypatch):
+    c = issue()
+    monkeypatch.setattr(accounting, "MOST_ATTACKED", 8)
+    assert "more than 8 steps" in verify(c).problems[0]
+    c = issue()
+    assert c.epsilon_lower_bound is None
+    assert verify(c)
+    assert "at most 1 (certified)" in verify(c).summary
+
+
+def test_certificates_from_before_there_was_a_lower_bound_load_and_verify(tmp_path):
+    record = dataclasses.asdict(issue())
+    del record["epsilon_lower_bound"]
+    record["record_digest"] = certificates.record_digest(record)
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(record))
+    old = Certificate.load(path)
+    assert old.epsilon_lower_bound is None
+    assert verify(old, PARAMS)
+    old.save(path)  # and may be saved anew
+    assert verify(Certificate.load(path), PARAMS)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
+def test_lower_bounds_out_of_range_are_malformed(value):
+    record = dataclasses.asdict(issue()) | {"epsilon_lower_bound": value}
+    assert "epsilon_lower_bound must be" in verify(Certificate(**record)).problems[0]
 
 
 def test_frozen_leaves_are_outside_the_coverage():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import certunlearn as cu
-from certunlearn import cli
+from certunlearn import accounting, cli
 
 PLAN = [
     "plan",
@@ -22,6 +22,7 @@ PLAN = [
     "0.1",
 ]
 MECHANISM = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=10)
+EXACT = {"accountant": "interpolation"}
 PARAMS = {"layer": {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}}
 
 
@@ -46,9 +47,15 @@ def assert_one_line_error(code, captured, expected_code):
 
 @pytest.fixture
 def released(tmp_path):
-    sigma = cu.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5)
+    sigma = cu.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5, **EXACT)
     certificate = cu.certify(
-        MECHANISM, noise_scale=sigma, delta=1e-5, epsilon=1.0, params=PARAMS, retain_size=90
+        MECHANISM,
+        noise_scale=sigma,
+        delta=1e-5,
+        epsilon=1.0,
+        params=PARAMS,
+        retain_size=90,
+        **EXACT,
     )
     certificate.save(tmp_path / "certificate.json")
     cu.save_params(tmp_path / "unlearned.npz", PARAMS)
@@ -61,16 +68,22 @@ def test_version():
 
 
 def test_plan_prints_a_table():
-    done = command(*PLAN, "--params", 4810)
+    done = command(*PLAN, "--steps", 2, "--params", 4810)
     assert (done.returncode, done.stderr) == (0, "")
-    sigma = cu.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5)
+    sigma = cu.noise_scale(MECHANISM.first(2), epsilon=1.0, delta=1e-5, **EXACT)
     assert f"{sigma:.6g}" in done.stdout
-    for words in ("interpolation", "closed-form", "TV limit", "best number of steps", "N = 4810"):
+    for words in (
+        *accounting.ACCOUNTANTS,
+        "TV limit",
+        "true epsilon",
+        "best number of steps",
+        "N = 4810",
+    ):
         assert words in done.stdout
 
 
 def test_plan_prints_json_that_agrees_with_the_accountants():
-    done = command(*PLAN, "--steps", 40, "--weight-decay", 0.5, "--reference", "center", "--json")
+    done = command(*PLAN, "--steps", 2, "--weight-decay", 0.5, "--reference", "center", "--json")
     assert done.returncode == 0
     plan = json.loads(done.stdout)
     mechanism = cu.GradientClipping(
@@ -78,18 +91,19 @@ def test_plan_prints_json_that_agrees_with_the_accountants():
         clip_norm=1.0,
         learning_rate=0.1,
         weight_decay=0.5,
-        steps=40,
+        steps=2,
         reference="center",
     )
-    sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+    sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5, **EXACT)
     shown = plan["accountants"]["interpolation"]
     assert shown["noise_scale"] == sigma
-    assert shown["total_variation"] == cu.total_variation(mechanism, noise_scale=sigma)
+    assert shown["total_variation"] == cu.total_variation(mechanism, noise_scale=sigma, **EXACT)
+    assert plan["accountants"]["coupling"]["noise_scale"] < sigma
     assert plan["best_steps"] == cu.best_steps(mechanism)
 
 
 def test_plan_shows_what_an_accountant_refuses(capsys):
-    arguments = [*PLAN[:2], "20", *PLAN[3:], "--json"]
+    arguments = [*PLAN[:2], "20", *PLAN[3:], "--steps", "1", "--json"]
     assert cli.main(arguments) == 0
     refused = json.loads(capsys.readouterr().out)["accountants"]["closed-form"]
     assert refused["noise_scale"] is None
@@ -133,6 +147,7 @@ def test_verify_accepts_what_was_issued(released):
     done = command("verify", released / "certificate.json", "--params", released / "unlearned.npz")
     assert (done.returncode, done.stderr) == (0, "")
     assert "(1, 1e-05)-unlearning" in done.stdout
+    assert "true epsilon        between 0.5" in done.stdout
     assert "VERIFIED" in done.stdout
 
 

@@ -9,10 +9,11 @@ from certunlearn import accounting, mechanisms, planning
 
 BALL = {"init_radius": 1.0, "clip_norm": 1.0, "learning_rate": 0.1}
 TARGET = {"epsilon": 1.0, "delta": 1e-5}
+FAST = {"accountants": ("interpolation", "closed-form")}
 
 
 def test_without_steps_the_best_number_is_used():
-    plan = planning.make_plan(**TARGET, **BALL)
+    plan = planning.make_plan(**TARGET, **BALL, **FAST)
     assert plan.mechanism.steps == plan.best_steps == 10
     assert plan.accountants[0].noise_scale == plan.best_noise_scale
 
@@ -20,7 +21,7 @@ def test_without_steps_the_best_number_is_used():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 @pytest.mark.parametrize("reference", mechanisms.REFERENCES)
 def test_the_best_number_of_steps_needs_no_more_noise_than_any_other(weight_decay, reference):
-    options = {**TARGET, **BALL, "weight_decay": weight_decay, "reference": reference}
+    options = {**TARGET, **BALL, **FAST, "weight_decay": weight_decay, "reference": reference}
     best = planning.make_plan(**options)
     for steps in (1, 2, 5, 20, 100, 400):
         other = planning.make_plan(**options, steps=steps)
@@ -30,9 +31,9 @@ def test_the_best_number_of_steps_needs_no_more_noise_than_any_other(weight_deca
 
 
 def test_the_numbers_are_the_accountants():
-    plan = planning.make_plan(**TARGET, **BALL, steps=30, weight_decay=0.2, params=400)
+    plan = planning.make_plan(**TARGET, **BALL, **FAST, steps=30, weight_decay=0.2, params=400)
     names = [entry.accountant for entry in plan.accountants]
-    assert names == list(accounting.ACCOUNTANTS[:2])
+    assert names == list(FAST["accountants"])
     for entry in plan.accountants:
         if entry.refused is not None:
             continue
@@ -41,11 +42,26 @@ def test_the_numbers_are_the_accountants():
         powers = 0.98 ** (2 * np.arange(30))
         assert entry.total_noise == pytest.approx(sigma * math.sqrt(powers.sum()), rel=1e-12)
         assert entry.total_noise_norm == pytest.approx(20 * entry.total_noise, rel=1e-12)
-        limit = accounting.total_variation(plan.mechanism, noise_scale=sigma)
+        limit = accounting.total_variation(
+            plan.mechanism, noise_scale=sigma, accountant="interpolation"
+        )
         assert entry.total_variation == limit
         attacked = accounting.epsilon_lower_bound(plan.mechanism, noise_scale=sigma, delta=1e-5)
         assert entry.true_epsilon_at_least == attacked
         assert 0 < attacked < 1
+
+
+def test_all_accountants_are_shown_and_the_default_is_among_them():
+    plan = planning.make_plan(**TARGET, **BALL, steps=2)
+    entries = {entry.accountant: entry for entry in plan.accountants}
+    assert tuple(entries) == accounting.ACCOUNTANTS
+    noises = [entry.noise_scale for entry in entries.values() if entry.refused is None]
+    assert entries["coupling"].noise_scale == min(noises)
+    assert min(noises) == accounting.noise_scale(plan.mechanism, **TARGET)
+    # The interval of the best accountant is the narrowest.
+    least = entries["coupling"].true_epsilon_at_least
+    assert entries["interpolation"].true_epsilon_at_least < least < 1
+    assert planning.to_table(plan).count("to 1\n") == len(noises)
 
 
 def test_total_noise_of_schedules_is_what_a_simulation_adds_up():
@@ -59,7 +75,7 @@ def test_total_noise_of_schedules_is_what_a_simulation_adds_up():
 
 
 def test_a_refusal_has_a_reason_and_no_numbers():
-    plan = planning.make_plan(epsilon=20.0, delta=1e-5, **BALL)
+    plan = planning.make_plan(epsilon=20.0, delta=1e-5, **BALL, **FAST)
     entry = {e.accountant: e for e in plan.accountants}["closed-form"]
     assert "unsound" in entry.refused
     assert entry.noise_scale is entry.total_noise is entry.total_variation is None
@@ -70,7 +86,7 @@ def test_a_refusal_has_a_reason_and_no_numbers():
 
 
 def test_the_record_is_json_and_complete():
-    plan = planning.make_plan(**TARGET, **BALL, params=10)
+    plan = planning.make_plan(**TARGET, **BALL, **FAST, params=10)
     record = planning.to_record(plan)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert mechanisms.from_record(record["mechanism"]) == plan.mechanism
@@ -79,7 +95,7 @@ def test_the_record_is_json_and_complete():
 
 
 def test_the_table_names_steps_other_than_the_best():
-    assert "not 3" in planning.to_table(planning.make_plan(**TARGET, **BALL, steps=3))
+    assert "not 3" in planning.to_table(planning.make_plan(**TARGET, **BALL, **FAST, steps=3))
 
 
 @pytest.mark.parametrize(

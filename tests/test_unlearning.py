@@ -20,7 +20,8 @@ DATA = {
 }
 PARAMS = {"w": jnp.array([3.0, -4.0, 1.0]), "b": jnp.array(0.5)}
 MECHANISM = cu.GradientClipping(init_radius=1.0, clip_norm=0.5, learning_rate=0.1, steps=12)
-CLAIM = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 8, "progress": False}
+EXACT = {"accountant": "interpolation"}  # takes no time, and its noise gives epsilon to the digit
+CLAIM = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 8, "progress": False, **EXACT}
 
 
 def loss_fn(params, batch):
@@ -76,7 +77,7 @@ def test_a_hand_written_flax_loop_gives_the_same_parameters():
     result = run(decayed, params, loss=loss, center=center)
 
     keys = cu.split_key(jax.random.key(7))
-    sigma = cu.noise_scale(decayed, epsilon=1.0, delta=1e-5)
+    sigma = cu.noise_scale(decayed, epsilon=1.0, delta=1e-5, **EXACT)
     state = TrainState.create(
         apply_fn=net.apply,
         params=cu.clip_params(params, decayed.init_radius, center),
@@ -100,12 +101,25 @@ def test_without_a_gradient_the_result_is_the_start_plus_calibrated_noise():
     trained = jnp.full(d, 5.0)
     result = run(m, trained, np.ones((8, 1), np.float32), flat)
     start = np.full(d, 1.0 / np.sqrt(d))
-    sigma = cu.noise_scale(m, epsilon=1.0, delta=1e-5)
+    sigma = cu.noise_scale(m, epsilon=1.0, delta=1e-5, **EXACT)
     spread = sigma * np.sqrt(sum(0.8 ** (2 * k) for k in range(9)))
     z = (np.asarray(result.params) - 0.8**9 * start) / spread
     assert scipy.stats.kstest(z, "norm").pvalue > 1e-3
     for wrong in (0.95, 1.05, 0.1):  # 0.1: noise scaled by the learning rate, a classic mistake
         assert scipy.stats.kstest(z / wrong, "norm").pvalue < 1e-3
+
+
+def test_by_default_the_accountant_with_the_least_noise_is_used_and_named():
+    short = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.5, steps=2)
+    result = run(short, accountant=None)
+    certificate = result.certificate
+    assert certificate.accountant == "coupling"
+    assert certificate.noise_scale == cu.noise_scale(short, epsilon=1.0, delta=1e-5)
+    assert certificate.noise_scale < 0.9 * run(short).certificate.noise_scale
+    assert 0.97 < certificate.epsilon <= 1.0
+    assert cu.verify(certificate, result.params)
+    given = run(short, accountant=None, epsilon=None, noise_scale=certificate.noise_scale)
+    assert given.certificate.epsilon == certificate.epsilon
 
 
 def test_keys_from_the_system_never_repeat():
@@ -165,7 +179,8 @@ def test_ctrl_c_stops_between_steps_with_an_honest_certificate():
     with pytest.warns(UserWarning, match="stopped after 6 of 12"):
         result = run(evaluate=press, evaluate_every=3)
     assert result.certificate.steps_run == 6
-    truth = cu.epsilon(MECHANISM.first(6), noise_scale=result.certificate.noise_scale, delta=1e-5)
+    noise = result.certificate.noise_scale
+    truth = cu.epsilon(MECHANISM.first(6), noise_scale=noise, delta=1e-5, **EXACT)
     assert result.certificate.epsilon == pytest.approx(truth)
     assert same(run(key=None, resume=result.history.state).params, run().params)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

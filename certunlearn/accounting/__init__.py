@@ -5,6 +5,7 @@ parameter units.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,15 @@ from certunlearn.accounting import attack, closed_form, coupling, gaussian, inte
 
 ACCOUNTANTS = ("interpolation", "closed-form", "coupling")
 
+# Most steps for which plans and certificates work out `epsilon_lower_bound`: a few seconds.
+MOST_ATTACKED = 2000
+
 _MAX_HORIZON = 200_000
+# Most mu, by interpolation, at which coupling is tried unasked. Beyond it epsilon is in the
+# hundreds: worth nothing to anyone, and e^epsilon nears the end of float64.
+_COUPLED_MU = 20.0
+# Coupling is never worse than interpolation, but may reach the same number by other sums.
+_TIE = 1e-9
 
 
 class Mechanism(Protocol):
@@ -42,7 +51,7 @@ class Mechanism(Protocol):
 
 
 def epsilon(
-    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str = "interpolation"
+    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str | None = None
 ) -> float:
     """The epsilon that a run of the mechanism with this noise is certified for.
 
@@ -51,9 +60,10 @@ def epsilon(
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or an Optax
         schedule.
       delta: strictly between 0 and 1.
-      accountant: `"interpolation"`, exact shifted interpolation; `"closed-form"`, the published
+      accountant: None for the least epsilon that any of them certifies (see `least_epsilon`);
+        `"interpolation"`, exact shifted interpolation, in no time; `"closed-form"`, the published
         formulas, refused where they are unsound; or `"coupling"`, reflection coupling, which is far
-        tighter for a few dozen memoryless steps and takes seconds to minutes (see
+        tighter but for memoryless mechanisms only and takes seconds (see
         `certunlearn.accounting.coupling`).
 
     Returns:
@@ -74,11 +84,13 @@ def epsilon(
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
-    >>> round(epsilon(m, noise_scale=5.0, delta=1e-5), 4)
+    >>> round(epsilon(m, noise_scale=5.0, delta=1e-5, accountant="interpolation"), 4)
     0.9385
     """
     delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant is None:
+        return least_epsilon(mechanism, noise_scale=scale, delta=delta)[0]
     if accountant == "closed-form":
         return closed_form.epsilon(mechanism, scale, delta)
     if accountant == "coupling":
@@ -86,8 +98,27 @@ def epsilon(
     return float(gaussian.epsilon(_mu_curve(mechanism, scale)[-1], delta))
 
 
+def least_epsilon(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> tuple[float, str]:
+    """The least epsilon that any accountant certifies, and the accountant that does.
+
+    Arguments, errors and guarantee as for `epsilon`.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(
+    ...     init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100, memoryless=False
+    ... )
+    >>> value, accountant = least_epsilon(m, noise_scale=5.0, delta=1e-5)
+    >>> round(value, 4), accountant
+    (1.7285, 'interpolation')
+    """
+    delta = checks.open_unit("delta", delta)
+    scale = _arguments(mechanism, noise_scale)
+    names = _candidates(mechanism, scale)
+    return _least(list(zip(_by_each(epsilon, mechanism, scale, delta=delta), names, strict=True)))
+
+
 def delta(
-    mechanism: Mechanism, *, noise_scale: Any, epsilon: float, accountant: str = "interpolation"
+    mechanism: Mechanism, *, noise_scale: Any, epsilon: float, accountant: str | None = None
 ) -> float:
     """The delta at which a run with this noise is certified for `epsilon`.
 
@@ -95,13 +126,15 @@ def delta(
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
-    >>> print(f"{delta(m, noise_scale=5.0, epsilon=1.0):.3g}")
+    >>> print(f"{delta(m, noise_scale=5.0, epsilon=1.0, accountant='interpolation'):.3g}")
     3.64e-06
     """
     epsilon = checks.real("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be finite and at least 0, got {epsilon!r}")
     scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant is None:
+        return min(_by_each(delta, mechanism, scale, epsilon=epsilon))
     if accountant == "closed-form":
         return closed_form.delta(mechanism, scale, epsilon)
     if accountant == "coupling":
@@ -110,7 +143,12 @@ def delta(
 
 
 def noise_scale(
-    mechanism: Mechanism, *, epsilon: float, delta: float, accountant: str = "interpolation"
+    mechanism: Mechanism,
+    *,
+    epsilon: float,
+    delta: float,
+    accountant: str | None = None,
+    progress: bool = False,
 ) -> float:
     """The smallest standard deviation (parameter units, the same at every step) for a guarantee.
 
@@ -119,11 +157,13 @@ def noise_scale(
       epsilon: positive and finite.
       delta: strictly between 0 and 1.
       accountant: as for `epsilon`.
+      progress: whether to show a progress bar while coupling searches (needs tqdm).
 
     Returns:
-      sigma, rounded up: `epsilon(mechanism, noise_scale=sigma, delta=delta) <= epsilon` holds.
-      mu is proportional to 1 / sigma, so interpolation takes one root-find and no search over
-      sigma. Coupling searches, and stops somewhat above the smallest that it proves.
+      sigma, rounded up: by the same accountant, `epsilon(mechanism, noise_scale=sigma,
+      delta=delta) <= epsilon` holds. mu is proportional to 1 / sigma, so interpolation takes one
+      root-find and no search over sigma. Coupling searches, and stops somewhat above the smallest
+      that it proves.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
@@ -134,15 +174,24 @@ def noise_scale(
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
-    >>> round(noise_scale(m, epsilon=1.0, delta=1e-5), 4)
+    >>> round(noise_scale(m, epsilon=1.0, delta=1e-5, accountant="interpolation"), 4)
     4.7189
     """
     target, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     _arguments(mechanism, 1.0, accountant)
+    if accountant is None:
+        largest = noise_scale(mechanism, epsilon=target, delta=delta, accountant="interpolation")
+        found = [(largest, "interpolation")]
+        if "coupling" in _candidates(mechanism, largest):
+            least = coupling.noise_scale(_coupled(mechanism, 1.0), target, delta, progress)
+            # For this noise, too, the default must be coupling.
+            if "coupling" in _candidates(mechanism, least):
+                found.append((least, "coupling"))
+        return _least(found)[0]
     if accountant == "closed-form":
         return closed_form.noise_scale(mechanism, target, delta)
     if accountant == "coupling":
-        return coupling.noise_scale(_coupled(mechanism, 1.0), target, delta)
+        return coupling.noise_scale(_coupled(mechanism, 1.0), target, delta, progress)
     unit = _mu_curve(mechanism, 1.0)[-1]
     sigma = unit / gaussian.mu(target, delta)
     while gaussian.epsilon(unit / sigma, delta) > target:  # the last digits' rounding, if any
@@ -151,7 +200,7 @@ def noise_scale(
 
 
 def epsilon_curve(
-    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str = "interpolation"
+    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str | None = None
 ) -> np.ndarray:
     """The certified epsilon of a run that stops after 0, 1, ..., steps noisy steps.
 
@@ -163,11 +212,14 @@ def epsilon_curve(
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3)
-    >>> epsilon_curve(m, noise_scale=5.0, delta=1e-5).round(2).tolist()
+    >>> curve = epsilon_curve(m, noise_scale=5.0, delta=1e-5, accountant="interpolation")
+    >>> curve.round(2).tolist()
     [inf, 1.73, 1.3, 1.13]
     """
     delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant is None:
+        return np.min(_by_each(epsilon_curve, mechanism, scale, delta=delta), axis=0)
     if accountant == "closed-form":
         return closed_form.epsilon_curve(mechanism, scale, delta)
     if accountant == "coupling":
@@ -199,21 +251,62 @@ def epsilon_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float)
     )
 
 
+def epsilon_bracket(
+    mechanism: Mechanism, *, noise_scale: Any, delta: float, tolerance: float = 0.02
+) -> tuple[float, float]:
+    """Coupling's epsilon with every rounding of its tables to one side, and to the other.
+
+    What finer tables could still gain: the discretisation error of the recursion. Not to be
+    confused with `epsilon_lower_bound`, below which no accountant can go.
+
+    Arguments, errors and guarantee (of the second number) as for `epsilon` with
+    `accountant="coupling"`, and
+
+    Args:
+      tolerance: how far apart the two may be, as a share of the second. Tables are refined until
+        they are as near, three times at most: each takes about five times as long as the one
+        before.
+
+    Returns:
+      (optimistic, pessimistic): the second is certified, and at most what `epsilon` gives. The
+      first is no certificate of anything: see `certunlearn.accounting.coupling`.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.25, steps=2)
+    >>> low, high = epsilon_bracket(m, noise_scale=5.0, delta=1e-5)
+    >>> 0.98 * high <= low <= high
+    True
+    """
+    delta, tolerance = checks.open_unit("delta", delta), checks.positive("tolerance", tolerance)
+    scale = _arguments(mechanism, noise_scale)
+    return coupling.bracket(_coupled(mechanism, scale), delta, tolerance)
+
+
+def affordable_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> float | None:
+    """`epsilon_lower_bound`, or None for more than `MOST_ATTACKED` steps: it would take long."""
+    scale = _arguments(mechanism, noise_scale)
+    if mechanism.steps > MOST_ATTACKED:
+        return None
+    return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
+
+
 def mu(mechanism: Mechanism, *, noise_scale: Any) -> float:
     """The run's Gaussian-DP mu by exact shifted interpolation; arguments as for `epsilon`."""
     return float(_mu_curve(mechanism, _arguments(mechanism, noise_scale))[-1])
 
 
 def total_variation(
-    mechanism: Mechanism, *, noise_scale: Any, accountant: str = "interpolation"
+    mechanism: Mechanism, *, noise_scale: Any, accountant: str | None = None
 ) -> float:
     """The most by which any event can be more likely than under the reference.
 
     What no certificate can give: an unlearned model that is better than the reference process, at
     anything, with a probability higher by more than this. By `mu` of interpolation, or by coupling
-    if that is the accountant, which is then lower; arguments as for `epsilon`.
+    if that is the accountant; the lower of them if it is None. Arguments as for `epsilon`.
     """
     scale = _arguments(mechanism, noise_scale, accountant)
+    if accountant is None:
+        return min(_by_each(total_variation, mechanism, scale))
     if accountant == "coupling":
         return coupling.delta(_coupled(mechanism, scale), 0.0)
     return float(gaussian.total_variation(_mu_curve(mechanism, scale)[-1]))
@@ -250,6 +343,35 @@ def best_steps(mechanism: Any) -> int:
     return int(np.argmax(curve <= curve.min() * (1 + 1e-9))) + 1
 
 
+def _candidates(mechanism: Mechanism, scale: checks.PerStep) -> tuple[str, ...]:
+    """The accountants that may give the least number, none of which refuses this noise.
+
+    Not the closed form: it claims only what interpolation confirms for the very same noise, so
+    where it holds it is never below interpolation (by more than 1e-9 of delta).
+    """
+    coupled = mechanism.memoryless and _mu_curve(mechanism, scale)[-1] <= _COUPLED_MU
+    return ("interpolation", "coupling") if coupled else ("interpolation",)
+
+
+def _by_each(
+    function: Callable[..., Any], mechanism: Mechanism, scale: checks.PerStep, **arguments: float
+) -> list[Any]:
+    """What a function gives by each candidate."""
+    return [
+        function(mechanism, noise_scale=scale, accountant=name, **arguments)
+        for name in _candidates(mechanism, scale)
+    ]
+
+
+def _least(found: list[tuple[float, str]]) -> tuple[float, str]:
+    """The least number and its accountant; the first of those that are as good as equal."""
+    best = found[0]
+    for other in found[1:]:
+        if other[0] < best[0] * (1 - _TIE):
+            best = other
+    return best
+
+
 def _mu_curve(mechanism: Mechanism, scale: checks.PerStep) -> np.ndarray:
     return interpolation.gdp_mu_curve(
         mechanism.initial_distance,
@@ -271,15 +393,13 @@ def _coupled(mechanism: Mechanism, scale: checks.PerStep) -> coupling.Steps:
         mechanism.contraction,
         mechanism.shift,
         np.broadcast_to(np.asarray(scale, float), (mechanism.steps,)),
-        False,
     )
 
 
-def _arguments(
-    mechanism: Any, noise_scale: Any, accountant: str = "interpolation"
-) -> checks.PerStep:
+def _arguments(mechanism: Any, noise_scale: Any, accountant: str | None = None) -> checks.PerStep:
     needed = ("initial_distance", "contraction", "shift", "steps", "memoryless")
     if isinstance(mechanism, type) or not all(hasattr(mechanism, name) for name in needed):
         raise TypeError(f"mechanism must be one, such as GradientClipping(...), got {mechanism!r}")
-    checks.choice("accountant", accountant, ACCOUNTANTS)
+    if accountant is not None:
+        checks.choice("accountant", accountant, ACCOUNTANTS)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)

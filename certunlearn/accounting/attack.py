@@ -21,26 +21,8 @@ the earlier thresholds only. So there is one fixed point, it is the best of all 
 of a start. For a target delta, Newton's method looks for the epsilon where the sweep's delta comes
 down to it; what is reported is where the last policy's own curve does, valid wherever that stops.
 
-**Why the number is a lower bound.** Any thresholds make an attack, so errors in *placing* them do
-no harm, only those in *evaluating* it do. With K the kernel of N(0, sigma_t^2),
-
-    P_{t+1}(y) = int_{x > theta} P_t(x) K(y - c x - s/2) dx
-               + int_{x < theta} P_t(x) K(y - c x + s/2) dx
-
-and both integrands are entire functions, of width sigma at least, cut at theta. Far from the cut
-the sum over an even grid is exact beyond float64 (its error falls like exp(-(2 pi sigma / h)^2 / 4)
-in the spacing h); at the cut the weights integrate the interpolating polynomial through 16 nodes.
-Everything but those few weights is positive, so that tails keep their *relative* accuracy, which
-e^epsilon Q needs. At `NODES` nodes a standard deviation the relative error of delta is below 1e-8
-(seen against Gauss-Legendre quadrature, finer grids, and exact values where shift = 0); `_ERROR` of
-delta is subtracted for it, and float64's rounding of the probability accepted. The noise and the
-states that are left out, beyond `reach` standard deviations, have probability 4 T Phi(-reach) at
-most; e^epsilon times that is subtracted, too.
-
-**Two reductions, both exact or on the safe side.** A step without noise is folded into the next.
-Noise so small that it would need too many nodes is raised: the game with more noise is a mixture,
-over the extra noise n_t as public randomness, of games with the original noise in which the
-adversary plays u_t(x + m_t), m_{t+1} = c_t m_t + n_t, so the best of those is at least as good.
+**Why the number is a lower bound.** The sweep is evaluated on a grid, by `attack_grid`, which says
+why its errors are on the safe side. A step without noise is folded into the next, which is exact.
 
 In dimension d the adversary plays this game along a line. The method is ours; the mechanism is that
 of Koloskova et al. (ICML 2025).
@@ -53,21 +35,14 @@ import numpy as np
 from scipy import optimize, special
 
 from certunlearn import checks
-from certunlearn.accounting import gaussian, interpolation
+from certunlearn.accounting import attack_grid, gaussian, interpolation
 
 # Beyond this epsilon nothing is attempted: e^epsilon and its inverse must stay well inside float64.
 MAX_EPSILON = 300.0
 
 NODES = 5.0  # nodes for the standard deviation of a step, in what is reported
 _COARSE = 2.5  # the same while the policy is still being looked for
-_STEEP = 4.0  # tails fall by at most e^(_STEEP / nodes) from node to node
-_HALF = 8  # nodes on either side of a cut that its weights use
-_USUAL_REACH = 10.0
-_MAX_WIDTH = 2500.0  # standard deviations from the centre out to there, before noise is raised
-_ERROR = 1e-7  # of delta, allowed for quadrature; ten times what has been seen
-_ROUNDING = 1e-15  # of the probability accepted, for each step
 _TINY = 1e-16  # where no delta is given, what is left out must be small beside this one
-_CHUNK = 64  # target nodes at a time where grids do not match
 
 
 class Attack(NamedTuple):
@@ -90,30 +65,10 @@ class Attack(NamedTuple):
     densities: np.ndarray
 
 
-class _Played(NamedTuple):
-    """A policy and the two densities it leads to."""
+class _Run(NamedTuple):
+    """A run as it was given, by the game of its noisy steps, noiseless ones folded in."""
 
-    thresholds: list[float]
-    spacing: float  # of the nodes of
-    densities: np.ndarray  # [2, nodes], the middle node at 0
-    left_out: float  # probability that the grid and the kernels may miss
-
-
-class _Part(NamedTuple):
-    """What lies on one side of a threshold."""
-
-    values: np.ndarray  # [2, nodes], times the cut's weights
-    first: int  # the first of its nodes, counted from the centre
-    push: float
-
-
-class _Game(NamedTuple):
-    """The steps that have noise, noiseless ones folded in, and what is left after the last."""
-
-    distance: float
-    contraction: np.ndarray
-    shift: np.ndarray
-    noise_scale: np.ndarray
+    game: attack_grid.Game
     starts_group: np.ndarray  # bool [given steps + 1]: whether a threshold is chosen here
     decay: np.ndarray  # the contraction as given: where no threshold is chosen, it follows the last
     mu: float  # what shifted interpolation certifies
@@ -153,17 +108,17 @@ def epsilon(
     0.6266
     """
     delta, rounds = checks.open_unit("delta", delta), checks.positive_int("rounds", rounds)
-    game = _game(initial_distance, contraction, shift, noise_scale)
-    highest = float(gaussian.epsilon(game.mu, delta))
+    run = _run(initial_distance, contraction, shift, noise_scale)
+    highest = float(gaussian.epsilon(run.mu, delta))
     if highest in (0.0, math.inf):
         return highest
     highest = min(highest, MAX_EPSILON)
-    reach = _reach(game, highest, delta)
+    reach = _reach(run, highest, delta)
     best, low, high, guess, nodes = 0.0, 0.0, highest, 0.0, _COARSE
     for left in reversed(range(rounds)):
         if left == 0:
             nodes = NODES
-        played = _play(game, guess, nodes, reach)
+        played = attack_grid.play(run.game, guess, nodes, reach)
         found = _largest_epsilon(played, delta, highest)
         best = max(best, found) if nodes == NODES else best
         low = max(low, found)
@@ -173,7 +128,7 @@ def epsilon(
                 break
             nodes, guess = NODES, found
             continue
-        if _value(played, guess) < delta:
+        if attack_grid.value(played, guess) < delta:
             high = min(high, guess)
         guess = max(low, _newton(played, guess, delta))
         guess = guess if guess < high else (low + high) / 2
@@ -197,7 +152,7 @@ def delta(
     >>> print(f"{delta(2.0, 1.0, [0.5] * 4, 7.4612632696, 0.6266):.3g}")
     1e-05
     """
-    mu = _game(initial_distance, contraction, shift, noise_scale).mu
+    mu = _run(initial_distance, contraction, shift, noise_scale).mu
     if mu in (0.0, math.inf) or checks.real("epsilon", epsilon) > MAX_EPSILON:
         return float(mu == math.inf)
     return attack(initial_distance, contraction, shift, noise_scale, epsilon, nodes=nodes).delta
@@ -236,30 +191,30 @@ def attack(
     >>> found.thresholds.round(2).tolist()
     [0.0, 6.4, 12.38]
     """
-    game = _game(initial_distance, contraction, shift, noise_scale)
+    run = _run(initial_distance, contraction, shift, noise_scale)
     epsilon = checks.real("epsilon", epsilon)
     if not 0 <= epsilon <= MAX_EPSILON:
         raise ValueError(f"epsilon must be from 0 to {MAX_EPSILON:g}, got {epsilon!r}")
     if not nodes >= 2:
         raise ValueError(f"nodes must be at least 2, got {nodes!r}")
-    if game.mu in (0.0, math.inf):
+    if run.mu in (0.0, math.inf):
         raise ValueError(
             "needs noise, and runs that can be told apart; got "
             f"initial_distance={initial_distance!r}, noise_scale={noise_scale!r}"
         )
-    played = _play(game, epsilon, nodes, _reach(game, epsilon, _TINY))
+    played = attack_grid.play(run.game, epsilon, nodes, _reach(run, epsilon, _TINY))
     half = played.densities.shape[1] // 2
-    last = (_cut(played.densities, epsilon) - half) * played.spacing
-    thresholds = np.zeros(len(game.starts_group))
+    last = (attack_grid.best_cut(played.densities, epsilon) - half) * played.spacing
+    thresholds = np.zeros(len(run.starts_group))
     upcoming = iter([*played.thresholds, last])
-    for t, chooses in enumerate(game.starts_group):
-        thresholds[t] = next(upcoming) if chooses else game.decay[t - 1] * thresholds[t - 1]
+    for t, chooses in enumerate(run.starts_group):
+        thresholds[t] = next(upcoming) if chooses else run.decay[t - 1] * thresholds[t - 1]
     grid = (np.arange(2 * half + 1) - half) * played.spacing
-    value = max(0.0, _value(played, epsilon))
+    value = max(0.0, attack_grid.value(played, epsilon))
     return Attack(epsilon, value, thresholds, grid, played.densities)
 
 
-def _game(initial_distance: float, contraction: Any, shift: Any, noise_scale: Any) -> _Game:
+def _run(initial_distance: float, contraction: Any, shift: Any, noise_scale: Any) -> _Run:
     mu = interpolation.gdp_mu(initial_distance, contraction, shift, noise_scale)  # checks them too
     given = np.broadcast_arrays(*np.atleast_1d(contraction, shift, noise_scale))
     c, s, sigma = (np.asarray(a, np.float64) for a in given)
@@ -273,163 +228,20 @@ def _game(initial_distance: float, contraction: Any, shift: Any, noise_scale: An
         mu = 0.0  # what noiseless steps at the end leave is one point, the same for both
     steps = np.array(folded).reshape(-1, 3).T
     starts_group = np.concatenate([[True], sigma > 0])
-    return _Game(float(initial_distance), steps[0], steps[1], steps[2], starts_group, c, mu)
+    game = attack_grid.Game(float(initial_distance), *steps)
+    return _Run(game, starts_group, c, mu)
 
 
-def _reach(game: _Game, epsilon: float, delta: float) -> float:
+def _reach(run: _Run, epsilon: float, delta: float) -> float:
     """Standard deviations beyond which nothing matters beside delta, even times e^epsilon."""
-    log_tail = math.log(_ERROR * delta / (8 * len(game.shift))) - epsilon
+    allowed = attack_grid.ERROR / (8 * len(run.game.shift))
+    log_tail = math.log(allowed) + math.log(delta) - epsilon  # their product may underflow
     return float(optimize.brentq(lambda r: special.log_ndtr(-r) - log_tail, 0.0, 60.0))
 
 
-def _plan(game: _Game, nodes: float, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise of each step; half-width and largest spacing of the grid after it."""
-    sigma = game.noise_scale.copy()
-    width, spacing = np.empty_like(sigma), np.empty_like(sigma)
-    mean, spread = game.distance / 2, 0.0
-    for t, (c, s) in enumerate(zip(game.contraction, game.shift, strict=True)):
-        mean, spread = c * mean + s / 2, c * spread
-        sigma[t] = max(sigma[t], (mean + _USUAL_REACH * spread) / _MAX_WIDTH)
-        spread = math.hypot(spread, sigma[t])
-        width[t] = mean + reach * spread
-        # A grid must resolve the noise just added, and how steep tails get within its reach.
-        spacing[t] = min(sigma[t] / nodes, _STEEP * spread / (nodes * reach))
-    # Once contracted, it must resolve what comes, too.
-    for t in reversed(range(len(spacing) - 1)):
-        if game.contraction[t + 1] * spacing[t] > spacing[t + 1]:
-            spacing[t] = spacing[t + 1] / game.contraction[t + 1]
-    return sigma, width, spacing
-
-
-def _play(game: _Game, epsilon: float, nodes: float, reach: float) -> _Played:
-    """Finds the best policy at epsilon and plays it."""
-    sigma, width, allowed = _plan(game, nodes, reach)
-    spacing = float(allowed[0])
-    half = math.ceil(width[0] / spacing)
-    grid = (np.arange(2 * half + 1) - half) * spacing
-    start = (game.contraction[0] * game.distance + game.shift[0]) / 2
-    densities = np.stack([_normal(grid - start, sigma[0]), _normal(grid + start, sigma[0])])
-    thresholds = [0.0]
-    for t in range(1, len(sigma)):
-        cut = _cut(densities, epsilon)
-        thresholds.append((cut - half) * spacing)
-        right = _weights(cut, densities.shape[1])
-        first, last = int(cut) + 1 - _HALF, int(cut) + 1 + _HALF
-        parts = (
-            _Part(densities[:, first:] * right[first:], first - half, game.shift[t] / 2),
-            _Part(densities[:, :last] * (1 - right[:last]), -half, -game.shift[t] / 2),
-        )
-        # Contract the grid with the states, so that the kernel depends on differences of nodes
-        # only, until it is twice as fine as need be.
-        scaled = float(game.contraction[t]) * spacing
-        new = scaled if 2 * scaled > allowed[t] else float(allowed[t])
-        half = math.ceil(width[t] / new)
-        moved = np.zeros((2, 2 * half + 1))
-        for part in parts:
-            if new == scaled:
-                _add_convolved(moved, new, part, float(sigma[t]), reach)
-            else:
-                _add_regridded(moved, new, part, scaled, float(sigma[t]), reach)
-        densities, spacing = moved * spacing, new
-    left_out = 4 * len(sigma) * float(special.ndtr(-reach))
-    return _Played(thresholds, spacing, densities, left_out)
-
-
-def _add_convolved(
-    moved: np.ndarray, spacing: float, part: _Part, sigma: float, reach: float
-) -> None:
-    """Adds a part, pushed and smoothed, to densities on a grid of the same spacing and centre."""
-    low = math.ceil((part.push - reach * sigma) / spacing)
-    high = math.floor((part.push + reach * sigma) / spacing)
-    kernel = _normal(np.arange(low, high + 1) * spacing - part.push, sigma)
-    start = part.first + low + moved.shape[1] // 2  # where the result begins
-    end = start + part.values.shape[1] + len(kernel) - 1
-    inside = slice(max(start, 0), max(min(end, moved.shape[1]), 0))
-    for row, values in zip(moved, part.values, strict=True):
-        row[inside] += np.convolve(values, kernel)[inside.start - start : inside.stop - start]
-
-
-def _add_regridded(
-    moved: np.ndarray, spacing: float, part: _Part, scaled: float, sigma: float, reach: float
-) -> None:
-    """The same for a part whose own nodes lie `scaled` apart."""
-    source = (np.arange(part.values.shape[1]) + part.first) * scaled + part.push
-    target = (np.arange(moved.shape[1]) - moved.shape[1] // 2) * spacing
-    for start in range(0, len(target), _CHUNK):
-        there = target[start : start + _CHUNK]
-        ends = np.searchsorted(source, [there[0] - reach * sigma, there[-1] + reach * sigma])
-        near = slice(*ends.tolist())
-        kernel = _normal(source[near, None] - there, sigma)
-        moved[:, start : start + _CHUNK] += part.values[:, near] @ kernel
-
-
-def _normal(x: np.ndarray, sigma: float) -> np.ndarray:
-    return np.exp(-0.5 * (x / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
-
-
-def _cut(densities: np.ndarray, epsilon: float) -> float:
-    """Where P = e^epsilon Q, counted in nodes: what lies right of it sums to the most."""
-    excess = densities[0] - math.exp(epsilon) * densities[1]
-    after = int(np.argmax(np.cumsum(excess[::-1])[::-1]))
-    after = min(max(after, _HALF), len(excess) - _HALF)
-    around, fraction = densities[:, after - 2 : after + 2], 0.0
-    if np.all(around > 0):
-        ratios = (np.log(around[0]) - np.log(around[1]) - epsilon).tolist()
-        if ratios[0] < ratios[1] < ratios[2] < ratios[3]:  # inverse interpolation
-            for i, position in enumerate((-1.0, 0.0, 1.0, 2.0)):
-                others = [r for j, r in enumerate(ratios) if j != i]
-                fraction += position * math.prod(r / (r - ratios[i]) for r in others)
-    # Short of one, so that the node after the cut stays the node after it.
-    return after - 1 + min(max(fraction, 0.0), 1 - 1e-9)
-
-
-def _antiderivatives() -> np.ndarray:
-    """`[degree + 1, nodes]`: those, from 0, of the Lagrange basis on -_HALF + 1, ..., _HALF."""
-    nodes = np.arange(1 - _HALF, _HALF + 1)
-    columns = []
-    for node in nodes:
-        others = nodes[nodes != node]
-        basis = np.polynomial.polynomial.polyfromroots(others) / np.prod(float(node) - others)
-        columns.append(np.polynomial.polynomial.polyint(basis))
-    return np.stack(columns, axis=1)
-
-
-_INTEGRALS = _antiderivatives()
-_CELL = np.sum(_INTEGRALS, axis=0)  # over the whole cell from 0 to 1
-
-
-def _weights(cut: float, count: int) -> np.ndarray:
-    """Weights, in units of the spacing, for the integral right of the cut.
-
-    Each cell is integrated by the polynomial through the 2 * _HALF nodes around it, the cell with
-    the cut from the cut on. Far to the right these sum to 1.
-    """
-    before = int(cut)
-    powers = (cut - before) ** np.arange(len(_INTEGRALS))
-    weights = np.zeros(count)
-    weights[before + 1 - _HALF : before + 1 + _HALF] = np.cumsum(_CELL) - powers @ _INTEGRALS
-    weights[before + 1 + _HALF :] = 1.0
-    return weights
-
-
-def _accepted(played: _Played, epsilon: float) -> tuple[float, float]:
-    """P and Q of the best last test."""
-    weights = _weights(_cut(played.densities, epsilon), played.densities.shape[1])
-    p, q = played.densities @ weights * played.spacing
-    return float(p), float(q)
-
-
-def _value(played: _Played, epsilon: float) -> float:
-    """What the best last test reaches, less what may be wrong with it."""
-    p, q = _accepted(played, epsilon)
-    factor = math.exp(epsilon)
-    rounding = _ROUNDING * len(played.thresholds) * p
-    return (1 - _ERROR) * (p - factor * q) - (1 + factor) * played.left_out - rounding
-
-
-def _largest_epsilon(played: _Played, delta: float, highest: float) -> float:
+def _largest_epsilon(played: attack_grid.Played, delta: float, highest: float) -> float:
     """Where this policy's own curve comes down to delta, or `highest` if that comes first."""
-    above = lambda epsilon: _value(played, epsilon) - delta  # noqa: E731
+    above = lambda epsilon: attack_grid.value(played, epsilon) - delta  # noqa: E731
     if above(0.0) <= 0:
         return 0.0
     if above(highest) >= 0:
@@ -437,15 +249,15 @@ def _largest_epsilon(played: _Played, delta: float, highest: float) -> float:
     return float(optimize.brentq(above, 0.0, highest, xtol=1e-14, rtol=1e-13))
 
 
-def _newton(played: _Played, epsilon: float, delta: float) -> float:
+def _newton(played: attack_grid.Played, epsilon: float, delta: float) -> float:
     """Where the best delta at every epsilon seems to come down to `delta`; infinity if unclear.
 
     A step of Newton's method for the normal quantile of delta, almost linear in epsilon. Because
     the policy is the best at `epsilon`, the slope of delta there is that for a fixed policy.
     """
-    value, (_, q) = _value(played, epsilon), _accepted(played, epsilon)
+    value, (_, q) = attack_grid.value(played, epsilon), attack_grid.accepted(played, epsilon)
     if not (0 < value < 1 and q > 0):
         return math.inf
     z = float(special.ndtri(value))
-    slope = math.exp(epsilon) * q / float(_normal(np.array(z), 1.0))
+    slope = math.exp(epsilon) * q / float(attack_grid.normal(np.array(z), 1.0))
     return epsilon + (z - float(special.ndtri(delta))) / slope

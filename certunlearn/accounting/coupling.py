@@ -15,10 +15,12 @@ sides are linear for fixed points, so a chord in g between two upper bounds is a
 and q = N(-rho/2, 1) along the line through them. Then a_k(x) - g a_k(y) is the integral of a_{k-1}
 against p - g q, which is positive right of z* = L / rho. *Any* pairing of its positive mass w with
 negative mass n proves a bound: the integral of w V_{k-1}(log(n/w), distance of the pair). Pairs
-are mirror images in (1 - theta) z*, 0 <= theta < 1; of several theta the best is taken for each
-(L, rho). Positive mass at z* + y then has a partner at distance D = 2 theta z* + 2 y and
+are mirror images in m = (1 - theta) z*, 0 <= theta < 1; of several theta the best is taken for
+each (L, rho). A pair at distance D, of which the positive one is at m + D / 2, has
 
-    L' = L + (1 - theta) z* (D - rho) + log((1 - e^(-rho (y + 2 theta z*))) / (1 - e^(-rho y))).
+    L' = L + m (D - rho) + log((1 - e^(-rho (D + D*) / 2)) / (1 - e^(-rho (D - D*) / 2)))
+
+and positive mass p (1 - e^(-rho (D - D*) / 2)), where D* = 2 theta z* is where that begins.
 
 **Smaller separations need no maximum.** Let C be the functions a with a(v) - g a(v') <= V(L,
 |v - v'|) for all pairs, V nondecreasing in r. For rho' < rho the kernel v -> c v + sqrt(1 - c^2) Z,
@@ -27,7 +29,7 @@ Z at all points) gives a member of C, since distances shrink. So the best value 
 that at rho, hence at most the value of any pairing at rho. If V is not monotone, the argument holds
 for its lower envelope inf over r' >= r of V(L, r'), which is valid and not above V.
 
-**The head of a long run** is merged into one step. N_v W(L, r) = sup over a in C_W of the integral
+**Steps of a long run** are merged into blocks. N_v W(L, r) = sup over a in C_W of the integral
 against the two Gaussians of variance v at distance r; A_s W(L, r) = W(L, r + s). If W is
 nondecreasing in r and W(L + L', r + r') <= W(L, r) + e^L W(L', r'), as holds for the exact bounds
 (insert a point between), then N_v A_s W <= A_s N_v W: *displacing early is the worst that an
@@ -39,85 +41,87 @@ least extension: the new function obeys W, is nowhere below a(v) at v + s/2 nor 
 v - s/2, and so has at least the same integral for Gaussians s further apart. A contraction c
 commutes with noise exactly (variance v becomes c^2 v). So k steps are bounded by one displacement,
 contraction prod c and shift sum w s, followed by k noises of variances (w sigma)^2, w the product
-of the later contractions. Those k noises are one Brownian motion, mirrored at a plane that does not
-move while it runs: the pair keeps its mirror at (1 - theta) z*, meets with probability
-e^(-rho D / 2) given the distance D at the end, and has L' = L + (1 - theta) z* (D - rho).
-(The gain in L' above is for one noise only: N_v N_v' may be larger than N_(v + v').)
+of the later contractions. Those k noises are one Brownian motion, and so may any single noise be
+taken to be. (N_v N_v' may be larger than N_(v + v'), by the logarithm above, which is for one noise
+only; merged blocks do without. So do blocks whose shift is small, where it gains little.)
 
-**Between the nodes.** Bounds are stored for separations rho_n of displaced points, which noise has
-smoothed: a(x) = E b(x + Z). By the inequality of the means, N(alpha h, 1) <= e^(alpha (1 - alpha)
-h^2 / 2) ((1 - alpha) e^(c0) N(0, 1) + alpha e^(c1) N(h, 1)) pointwise if (1 - alpha) c0 + alpha c1
-= 0. So a pair between two nodes costs at most hat-function weights on the nodes, times e^(h^2/8),
-with L lowered by h^2/8 and by c0, c1; these are chosen so that the node's L is that of the pairing
-at the node itself. The masses under hats are integrals of exponentials once e^(-t^2/2) is bounded
-by 1 above and by e^(-h^2/2) below. Mass outside the grid counts as 1.
+**Brownian pairs.** A pair with mirror m moves as x = W_t and y = 2 m t - W_t. Its distance D is a
+Brownian motion of rate 4 and drift -2 m, and by Girsanov's theorem L moves along a line, L + m (D -
+rho). If it meets, at L' >= 0, it is worth V(L', 0) = 0. It may be stopped at any stopping time:
+for what is left of the noise both move alike, which keeps V. Under the positive measure, alive
+pairs at time t have density e^(-m (D - rho) / 2 - m^2 t / 2) (phi(D - rho) - phi(D + rho)), where
+phi is that of variance 4 t; with the logarithm above, phi(D - rho) (1 - e^(-rho (D - D*) / (2 t)))
+takes the place of the difference.
 
-**Cost.** What interpolating costs adds up over the steps and is quadratic in the gaps, so gaps must
-shrink as steps are added: time grows like the square of their number, a second for 4 steps and
-about ten for 16, and the last `LONGEST` alone are kept apart. Where noise is plentiful and steps
-many, most of the gain over interpolation is lost by that; it is never worse.
+**Between the nodes nothing is interpolated.** Bounds are stored at some distances only, so each
+pair is stopped at one: from time t = 1 - eta on, when it reaches a node. From u of the way between
+two nodes h apart it reaches the upper one first with weight e^(-m h (1 - u) / 2) sinh(m h u / 2) /
+sinh(m h / 2), which is a hat function but for the tilt that belongs to L. What is lost is noise, a
+share of at most eta, however many steps there are. A pair that has no node by the time 1 is counted
+*in addition*, as far apart as the upper node: it is so with a chance below 4 min(u, 1 - u) times
+e^-x / (1 - e^-8x), x = 2 pi^2 eta / h^2. (The series for a Brownian motion in an interval, with
+sin(k pi u) <= k sin(pi u) <= k pi min(u, 1 - u); its tilt has the factor e^(-m^2 eta / 2), which is
+below what the sinh is short of the hat by, if eta >= h^2 / 12.) With the logarithm, L on the way to
+either node is a chord below it: it is convex, so nodes take the least of the tangents in the
+middles of their two cells. 1 - e^(...) is concave and counts as its tangent; exponentials of the
+tilt count as quadratics above them. From D* to the next node everything counts as at that node.
+Mass beyond the tables or a row's window counts as 1; L beyond the highest level, as that level.
+
+**Optimistic** values take every one of these to the other side: nodes are reached after the time 1,
+by extra noise; nothing is missed or beyond; chords and tangents change places; values between
+levels are geometric means, which are below V where it is log-concave in L, as it is for Gaussians.
+They are not a bound on the truth, and that they are below the exact recursion is shown by argument
+and comparison with finer tables, not proved. They say what finer tables could still gain.
+
+**Cost.** The same for 50 steps as for a million: blocks are few, a step is a sparse matrix, and
+equal steps share one. Where weight decay forgets, blocks must be short against its memory, and
+are more.
 
 Source: ours. Reflection coupling is due to Lindvall & Rogers (1986); privacy profiles and their
 discretisation by chords, to Doroshenko et al. (2022).
 """
 
+import contextlib
 import functools
+import importlib.util
 import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
 
-from certunlearn.accounting import coupling_kernel, gaussian, interpolation
+from certunlearn.accounting import coupling_tables, gaussian, interpolation
+from certunlearn.accounting.coupling_tables import Blocks, Resolution, Solved
 
-# Mirrors that are tried: theta above.
-THETAS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7)
-# Steps kept apart; those before them are merged into one.
-LONGEST = 24
+# Blocks that a run, or as much of it as weight decay remembers, is divided into.
+BLOCKS = 48
+# Most blocks, if all steps are the same and weight decay forgets.
+MOST_BLOCKS = 400
+# In runs of more blocks than this, shifts below this share of the noise are taken to be small.
+_FEW_BLOCKS, _SMALL_SHIFT = 24, 0.1
 
-_COLUMNS = 33
+_REFINEMENTS = 3
+# A search for a noise scale, in logarithms of it: its first step, and when it is content.
+_STRIDE, _NEAR = 0.5, 0.006
+
+_COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
-_LEAST_CONTRACTION = 1e-6
 
 
 class Steps(NamedTuple):
-    """A run as the recursion sees it, one number per step, in parameter units.
+    """A run, one number per step, in parameter units.
 
     Attributes:
       distance: of the two starts.
       contraction: float64 `[steps]`.
       shift: float64 `[steps]`.
       noise: float64 `[steps]`, standard deviations.
-      merged: whether the first step stands for several.
     """
 
     distance: float
     contraction: np.ndarray
     shift: np.ndarray
     noise: np.ndarray
-    merged: bool
-
-
-class Resolution(NamedTuple):
-    """How fine the tables are: node gaps in units of the noise, and levels of L for each node."""
-
-    gap: float
-    levels: int
-
-
-class _Choice(NamedTuple):
-    """The best mirror by separation and level, found on a coarse grid."""
-
-    separations: np.ndarray
-    thetas: np.ndarray
-
-
-class _Solved(NamedTuple):
-    steps: Steps
-    table: coupling_kernel.Table
-    window: int
-    tail: float
-    choices: list[_Choice]
 
 
 def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
@@ -133,60 +137,120 @@ def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
     """
     if steps.distance == 0:
         return 0.0  # one start, one law
-    steps = shorten(steps)
     capped = float(gaussian.delta(epsilon, _mu(steps)))
-    if len(steps.noise) == 1:
+    if math.isinf(_mu(steps)):
         return capped
     solved = _solved(steps, delta_scale)
-    return min(capped, float(_profile(solved, np.array([epsilon]))[0]))
+    return min(capped, float(coupling_tables.profile(solved, np.array([epsilon]))[0]))
 
 
 def epsilon(steps: Steps, delta: float) -> float:
     """An upper bound on the epsilon of a run at `delta`, at most that of shifted interpolation."""
     if steps.distance == 0:
         return 0.0
-    steps = shorten(steps)
     capped = float(gaussian.epsilon(_mu(steps), delta))
-    if len(steps.noise) == 1 or capped == 0:
+    if math.isinf(capped) or capped == 0:
         return capped
     return _epsilon(_solved(steps, delta), delta, capped)
 
 
-def noise_scale(steps: Steps, epsilon: float, delta: float) -> float:
+def bracket(steps: Steps, delta: float, tolerance: float) -> tuple[float, float]:
+    """Epsilon by the same recursion with every rounding to the one side, and to the other.
+
+    Tables are refined until the two are within `tolerance` of each other (as a share of the
+    larger), or `_REFINEMENTS` times.
+    """
+    if steps.distance == 0:
+        return 0.0, 0.0
+    capped = float(gaussian.epsilon(_mu(steps), delta))
+    if math.isinf(capped) or capped == 0:
+        return capped, capped
+    run = blocks(steps)
+    resolution = _resolution(run)
+    low, high = 0.0, capped
+    for _ in range(_REFINEMENTS + 1):
+        solved = coupling_tables.solve(run, delta, resolution)
+        other = coupling_tables.solve(run, delta, resolution, solved.policies, optimistic=True)
+        high = min(high, _epsilon(solved, delta, capped))
+        low = min(_epsilon(other, delta, capped), high)
+        if high - low <= tolerance * high:
+            break
+        resolution = Resolution(resolution.gap / 1.5, resolution.columns * 3 // 2)
+    return low, high
+
+
+def noise_scale(steps: Steps, epsilon: float, delta: float, progress: bool = False) -> float:
     """A factor for `steps.noise` at which the run is certified for (epsilon, delta).
 
     Not the least to the last digit: the search stops within about 0.5% of what this proves,
-    or on something larger that it has confirmed.
+    or on something larger that it has confirmed. `progress` shows a bar, if tqdm is there.
     """
-    unit = shorten(steps)
-    largest = _mu(unit) / gaussian.mu(epsilon, delta)  # what interpolation asks for
-    if len(unit.noise) == 1:
-        return largest
+    return _noise_scale_once(*_hashable(steps), epsilon, delta, progress)
 
-    def excess(log_scale: float, resolution: Resolution) -> float:
-        scaled = unit._replace(noise=unit.noise * math.exp(log_scale))
-        solved = _solve(scaled, delta, resolution)
-        return math.log(float(_profile(solved, np.array([epsilon]))[0]) / delta)
 
-    fine = _resolution(unit)
-    coarse = Resolution(fine.gap * 2, fine.levels // 2)
-    high = math.log(largest)
-    low = high - math.log(4)
-    while excess(low, coarse) < 0:
-        high, low = low, low - math.log(4)
-    if high == math.log(largest) and excess(high, coarse) > 0:
+@functools.lru_cache(maxsize=64)
+def _noise_scale_once(
+    distance: float,
+    contraction: tuple[float, ...],
+    shift: tuple[float, ...],
+    noise: tuple[float, ...],
+    epsilon: float,
+    delta: float,
+    progress: bool,
+) -> float:
+    steps = Steps(distance, np.array(contraction), np.array(shift), np.array(noise))
+    largest = _mu(steps) / gaussian.mu(epsilon, delta)  # what interpolation asks for
+    run = blocks(steps)
+    if len(run.noise) == 1:
         return largest
-    guess = optimize.brentq(excess, low, high, args=(coarse,), xtol=3e-3)
-    slope = (excess(guess + 0.02, coarse) - excess(guess - 0.02, coarse)) / 0.04
-    best, at = high, guess
-    for _ in range(4):
-        value = excess(at, fine)
-        if value <= 1e-4 * slope:  # a hair of room, for the last digits of a recomputation
-            best = min(best, at)
-            if value > 0.004 * slope:
+    fine = _resolution(run)
+    coarse = Resolution(fine.gap * 2, 56)
+    with _bar(progress) as advance:
+
+        def excess(log_scale: float, resolution: Resolution) -> float:
+            scaled = blocks(steps._replace(noise=steps.noise * math.exp(log_scale)))
+            solved = coupling_tables.solve(scaled, delta, resolution, advance=advance)
+            found = float(coupling_tables.profile(solved, np.array([epsilon]))[0])
+            return math.log(max(found, 1e-300) / delta)
+
+        # On coarse tables: the last two of a secant search give a first guess and the slope.
+        top = math.log(largest)
+        at, before = top - _STRIDE, top
+        value, value_before = excess(at, coarse), excess(top, coarse)
+        for _ in range(8):
+            slope = min((value - value_before) / (at - before), -1.0)  # noise helps
+            step = max(-1.0, min(-value / slope, top - at))
+            if abs(step) < 0.03:
                 break
-        at -= (value - 0.001 * slope) / slope
-    return math.exp(best) * (1 + 1e-12)
+            before, value_before = at, value
+            at += step
+            value = excess(at, coarse)
+        at = min(at - value / slope, top)
+        # On fine tables: to just below what is asked for, on the safe side of it.
+        best, before, value_before = top, math.nan, math.nan
+        for _ in range(5):
+            value = excess(at, fine)
+            if value <= 1e-4 * slope:  # a hair of room, for the last digits of a recomputation
+                best = min(best, at)
+                if value > _NEAR * slope:
+                    break
+            if not math.isnan(before) and at != before:
+                slope = min((value - value_before) / (at - before), -1.0)
+            before, value_before = at, value
+            step = value / slope  # rather too little than too much, for that is in vain
+            at = min(at - (0.94 * step if step > 0 else 1.06 * step) + 0.1 * _NEAR, top)
+    return min(largest, math.exp(best) * (1 + 1e-12))
+
+
+@contextlib.contextmanager
+def _bar(progress: bool) -> Iterator[Callable[[int], object]]:
+    if not progress or importlib.util.find_spec("tqdm") is None:
+        yield lambda blocks: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="calibrating the noise", unit="block") as bar:
+        yield bar.update
 
 
 def epsilon_curve(steps: Steps, delta: float) -> np.ndarray:
@@ -206,45 +270,56 @@ def epsilon_curve(steps: Steps, delta: float) -> np.ndarray:
     return np.concatenate([[np.inf], np.minimum.accumulate(curve)])
 
 
-def shorten(steps: Steps, longest: int = LONGEST) -> Steps:
-    """The run with everything but its last steps merged into one; see the module's docstring."""
-    # A contraction to a point would have no nodes; a slightly weaker one is safe.
-    steps = steps._replace(contraction=np.maximum(steps.contraction, _LEAST_CONTRACTION))
-    head = len(steps.noise) - longest
-    if head < 1:
-        return steps
-    contraction, shift, variance = 1.0, 0.0, 0.0
-    for t in range(head + 1):
-        c, sigma = float(steps.contraction[t]), float(steps.noise[t])
-        contraction, shift = c * contraction, c * shift + float(steps.shift[t])
-        variance = c * c * variance + sigma * sigma
-    return Steps(
-        steps.distance,
-        np.insert(steps.contraction[head + 1 :], 0, max(contraction, _LEAST_CONTRACTION)),
-        np.insert(steps.shift[head + 1 :], 0, shift),
-        np.insert(steps.noise[head + 1 :], 0, math.sqrt(variance)),
-        True,
-    )
+def blocks(steps: Steps, length: int | None = None) -> Blocks:
+    """The run with every `length` noisy steps merged into a block; see the module's docstring."""
+    noisy = np.flatnonzero(steps.noise > 0)
+    if not len(noisy):
+        raise ValueError("steps without any noise cannot be bounded")
+    count = int(noisy[-1]) + 1  # what follows the last noise is post-processing
+    length = length or _block_length(steps, count, len(noisy))
+    ends = noisy[::-1][::length][::-1]
+    starts = np.insert(ends[:-1] + 1, 0, 0)
+    found: list[tuple[float, float, float, bool]] = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        contraction, shift, variance = 1.0, 0.0, 0.0
+        for t in range(start, end + 1):
+            c, sigma = float(steps.contraction[t]), float(steps.noise[t])
+            contraction, shift = c * contraction, c * shift + float(steps.shift[t])
+            variance = c * c * variance + sigma * sigma
+        noise = math.sqrt(variance)
+        several = np.count_nonzero(steps.noise[start : end + 1]) > 1
+        # Where shifts are small the log gain is too, and a killed pair takes half the time.
+        small = len(ends) > _FEW_BLOCKS and shift < _SMALL_SHIFT * noise
+        found.append((contraction, shift, noise, bool(several or small)))
+    return Blocks(steps.distance, *(np.array(part) for part in zip(*found, strict=True)))
 
 
-def _resolution(steps: Steps) -> Resolution:
-    # What interpolating costs adds up over the steps, and is quadratic in the gap.
-    return Resolution(max(0.03, min(0.05, 0.24 / math.sqrt(len(steps.noise)))), 96)
+def _block_length(steps: Steps, count: int, noisy: int) -> int:
+    contraction = steps.contraction[0]
+    alike = all(len(np.unique(part[:count])) == 1 for part in steps[1:])
+    if alike and contraction < 1:
+        remembered = min(noisy, 1.5 / (1 - contraction))
+        return max(1, round(remembered / BLOCKS), math.ceil(noisy / MOST_BLOCKS))
+    return max(1, round(noisy / BLOCKS))
+
+
+def _resolution(run: Blocks) -> Resolution:
+    return Resolution(min(0.15, max(0.08, 0.15 * math.sqrt(len(run.noise) / BLOCKS))), 128)
 
 
 def _mu(steps: Steps) -> float:
     return interpolation.gdp_mu(steps.distance, steps.contraction, steps.shift, steps.noise)
 
 
-def _solved(steps: Steps, delta: float) -> _Solved:
-    return _solved_once(
-        steps.distance,
-        tuple(steps.contraction.tolist()),
-        tuple(steps.shift.tolist()),
-        tuple(steps.noise.tolist()),
-        steps.merged,
-        delta,
-    )
+def _solved(steps: Steps, delta: float) -> Solved:
+    return _solved_once(*_hashable(steps), delta)
+
+
+def _hashable(
+    steps: Steps,
+) -> tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    contraction, shift, noise = (tuple(part.tolist()) for part in steps[1:])
+    return steps.distance, contraction, shift, noise
 
 
 @functools.lru_cache(maxsize=16)
@@ -253,96 +328,17 @@ def _solved_once(
     contraction: tuple[float, ...],
     shift: tuple[float, ...],
     noise: tuple[float, ...],
-    merged: bool,
     delta: float,
-) -> _Solved:
-    steps = Steps(distance, np.array(contraction), np.array(shift), np.array(noise), merged)
-    return _solve(steps, delta, _resolution(steps))
+) -> Solved:
+    run = blocks(Steps(distance, np.array(contraction), np.array(shift), np.array(noise)))
+    return coupling_tables.solve(run, delta, _resolution(run))
 
 
-def _solve(
-    steps: Steps, delta: float, resolution: Resolution, choices: list[_Choice] | None = None
-) -> _Solved:
-    """The table after the first step's noise: all that a profile needs."""
-    count = len(steps.noise)
-    if choices is None and resolution.levels > 40:
-        choices = _solve(steps, delta, Resolution(resolution.gap * 3, 24)).choices
-    tail = float(-special.ndtri(delta * 1e-3 / count))
-    grids = _grids(steps, resolution, tail)
-    nodes = _rounded_up(max(len(grid) for grid in grids))
-    window = 0
-    for t in range(count - 1):
-        distances = _distances(steps, grids[t + 1], t)
-        reached = np.searchsorted(distances, distances + 4 * tail) - np.arange(len(distances))
-        window = max(window, int(reached.max()) + 3)
-    window = min(_rounded_up(window), nodes)
-    highest = float(-special.ndtri(delta * 1e-3))
-
-    found: list[_Choice] = []
-    table = None
-    for t in range(count - 1, 0, -1):
-        separations = grids[t]
-        mu = _remaining_mu(steps, t, separations)
-        top = np.maximum(mu * highest + mu * mu / 2, 1e-9)
-        levels = top[:, None] * np.linspace(0, 1, resolution.levels + 1)
-        with np.errstate(divide="ignore"):
-            values = gaussian.delta(levels, separations[:, None])
-        if table is not None:
-            thetas = _thetas(separations, levels.shape, choices, count - 2 - t)
-            rows = slice(1, None) if separations[0] == 0 else slice(None)  # no distance, no bound
-            improved, best = coupling_kernel.advance(
-                _padded(separations[rows], nodes),
-                _padded(levels[rows], nodes),
-                np.stack([_padded(theta[rows], nodes) for theta in thetas]),
-                table,
-                window,
-                tail,
-            )
-            size = len(separations[rows])
-            values[rows] = np.minimum(values[rows], improved[:size])
-            if choices is None:
-                chosen = np.take_along_axis(thetas[:, rows], best[None, :size], axis=0)[0]
-                found.append(_Choice(separations[rows], chosen))
-        distances = _distances(steps, separations, t - 1)
-        gaps = np.diff(separations)
-        wider = np.maximum(np.append(gaps, 0), np.insert(gaps, 0, 0))
-        spacing = top / resolution.levels
-        table = coupling_kernel.Table(
-            _padded(values, nodes),
-            _padded(spacing, nodes),
-            _padded(1 / np.expm1(spacing), nodes),
-            np.append(distances, distances[-1] + np.arange(1, nodes - len(distances) + 1)),
-            _padded(wider**2 / 8, nodes),
-            len(separations),
-        )
-    assert table is not None
-    return _Solved(steps, table, window, tail, found)
-
-
-def _profile(solved: _Solved, epsilons: np.ndarray) -> np.ndarray:
-    """Upper bounds on delta at each epsilon; a fixed number is computed at a time."""
-    steps = solved.steps
-    separation = (steps.contraction[0] * steps.distance + steps.shift[0]) / steps.noise[0]
-    levels = np.full((1, _COLUMNS), epsilons[-1])
-    levels[0, : len(epsilons)] = epsilons
-    thetas = np.broadcast_to(np.array(THETAS)[:, None, None], (len(THETAS), 1, _COLUMNS))
-    values, _ = coupling_kernel.advance(
-        np.array([separation]),
-        levels,
-        thetas,
-        solved.table,
-        solved.window,
-        solved.tail,
-        merged=steps.merged,
-    )
-    return np.minimum(values[0, : len(epsilons)], gaussian.delta(epsilons, separation))
-
-
-def _epsilon(solved: _Solved, delta: float, capped: float) -> float:
-    low, high = 0.0, capped
+def _epsilon(solved: Solved, delta: float, highest: float) -> float:
+    low, high = 0.0, highest
     for _ in range(4):
         grid = np.linspace(low, high, _COLUMNS)
-        holds = np.flatnonzero(_profile(solved, grid) <= delta)
+        holds = np.flatnonzero(coupling_tables.profile(solved, grid) <= delta)
         if not len(holds):
             return high
         first = int(holds[0])
@@ -350,64 +346,3 @@ def _epsilon(solved: _Solved, delta: float, capped: float) -> float:
             return float(grid[0])
         low, high = float(grid[first - 1]), float(grid[first])
     return high
-
-
-def _grids(steps: Steps, resolution: Resolution, tail: float) -> list[np.ndarray]:
-    """Separations of displaced points at each step, from what the shift alone gives, in its noise.
-
-    Gaps grow like the square root of the distance: the loss then matters equally everywhere.
-    """
-    grids: list[np.ndarray] = []
-    reach, variance, before = steps.distance, 0.0, math.inf
-    for t in range(len(steps.noise)):
-        c, s, sigma = (float(part[t]) for part in steps[1:4])
-        reach, variance = c * reach + s, c * c * variance
-        end = (reach + 2 * tail * math.sqrt(variance)) / sigma
-        finest = min(1.0, c * before / sigma)  # the noise before must be resolved too
-        nodes = [s / sigma]
-        while nodes[-1] < end:
-            gap = resolution.gap * math.sqrt(max(nodes[-1] - nodes[0], 2) / 2)
-            nodes.append(nodes[-1] + min(gap, 0.8) * finest)
-        grids.append(np.array(nodes))
-        variance, before = variance + sigma * sigma, sigma
-    return grids
-
-
-def _distances(steps: Steps, separations: np.ndarray, t: int) -> np.ndarray:
-    """Distances after the noise of step t, in its units, that lead to the next separations."""
-    after = separations * steps.noise[t + 1] - steps.shift[t + 1]
-    distances = after / (steps.contraction[t + 1] * steps.noise[t])
-    distances[0] = 0.0
-    return distances
-
-
-def _remaining_mu(steps: Steps, t: int, separations: np.ndarray) -> np.ndarray:
-    """About the mu of interpolation from each separation at step t on: it only sizes the table."""
-    length, variance = separations * steps.noise[t], float(steps.noise[t]) ** 2
-    best = np.asarray(separations)
-    for k in range(t + 1, len(steps.noise)):
-        length = length * steps.contraction[k] + steps.shift[k]
-        variance = variance * float(steps.contraction[k]) ** 2 + float(steps.noise[k]) ** 2
-        best = np.minimum(best, length / math.sqrt(variance))
-    return best
-
-
-def _thetas(
-    separations: np.ndarray, shape: tuple[int, ...], choices: list[_Choice] | None, index: int
-) -> np.ndarray:
-    """float64 `[choices, rows, columns]`: all mirrors, or the one best on a coarse grid."""
-    if choices is None:
-        every = np.array(THETAS)[:, None, None]
-        return np.broadcast_to(every, (len(THETAS), *shape))
-    coarse = choices[index]
-    row = np.searchsorted(coarse.separations, separations).clip(0, len(coarse.separations) - 1)
-    share = np.linspace(0, coarse.thetas.shape[1] - 1, shape[1])
-    return coarse.thetas[row][:, np.rint(share).astype(int)][None]
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
-
-
-def _rounded_up(size: int) -> int:
-    return -(-size // 64) * 64

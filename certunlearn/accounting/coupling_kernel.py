@@ -1,234 +1,296 @@
-"""One step of the reflection-coupling recursion, compiled; `coupling` says what it is and why.
+"""Weights of one step of the reflection-coupling recursion, compiled; `coupling` says why.
 
-All lengths here are in units of the step's noise. Everything is float64, switched on locally.
+All lengths here are in units of the step's noise, and m is the slope of L along a pair's way:
+L + m (D - rho) at distance D. Everything is float64, switched on locally.
 """
 
 import concurrent.futures
 import functools
-import math
+import operator as operator_module
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
-_INVERSE_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
-# (e^-x - 1 + x) / x^2 = sum (-x)^k / (k + 2)!, good to 1e-7 for |x| <= 4.5.
-_RAMP = [(-1) ** k / math.factorial(k + 2) for k in range(21)]
-_RAMP_REACH = 4.5
-# e^x - 1 from below.
-_EXPM1 = [1 / math.factorial(k) for k in range(1, 10)]
-# Covers the truncation of the first series and the rounding of every mass.
-_RELATIVE, _ABSOLUTE = 1e-6, 1e-14
-# Above e^69 / 2: stands for an integral that is not worked out.
-_MUCH = 1e30
+# A gain in L beyond this is given away; it keeps the series for e^x in reach.
+_MOST_GAIN = 3.9
+# Covers the series, the quadrature and the rounding of every weight.
+_RELATIVE, _ABSOLUTE = 1e-7, 1e-14
+_CHUNK = 32
+_THREADS = 2
 
 
-class Table(NamedTuple):
-    """Upper bounds on a_k(x) - e^L a_k(y), of displaced points, by separation and L.
+class Target(NamedTuple):
+    """Where a step's noise leads: nodes, padded to a common size, and their levels.
 
     Attributes:
-      values: float64 `[nodes, levels]`; level i of node n stands at L = i * spacing[n].
-      spacing: float64 `[nodes]`.
-      inverse: float64 `[nodes]`: 1 / (e^spacing - 1).
-      distances: float64 `[nodes]`: the distance after the noise of the step before, in units of
-        that noise, from which the node's separation follows; the first is 0.
-      loss: float64 `[nodes]`: h^2 / 8, what interpolating between separations costs.
+      nodes: float64 `[nodes]`: distances after the noise; the first is 0.
+      spacing: float64 `[nodes]`: level i of node n stands at L = i * spacing[n].
       size: int, nodes in use; those beyond only pad the arrays.
+      columns: int, levels of each node, with that at 0.
     """
 
-    values: Any
-    spacing: Any
-    inverse: Any
-    distances: Any
-    loss: Any
-    size: Any
+    nodes: np.ndarray
+    spacing: np.ndarray
+    size: int
+    columns: int
 
 
-def advance(
-    separations: np.ndarray,
-    levels: np.ndarray,
-    thetas: np.ndarray,
-    table: Table,
-    window: int,
-    tail: float,
-    merged: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values one step further from the end.
+class Rows(NamedTuple):
+    """States before the step, by the separation of the displaced points.
+
+    Attributes:
+      separation: float64 `[rows]`, positive.
+      time: float64 `[rows]`: the share of the noise after which nodes are looked out for.
+      near: int32 `[rows]`: the last node to be hit almost surely in what is left of it.
+      first: int32 `[rows]`: the first node of the window.
+      moments: float64 `[rows, kinds, window]`: see `coupling_tables.moments`.
+      levels: float64 `[rows, columns]`: L >= 0.
+      thetas: float64 `[rows, columns]`: where the mirror stands.
+    """
+
+    separation: np.ndarray
+    time: np.ndarray
+    near: np.ndarray
+    first: np.ndarray
+    moments: np.ndarray
+    levels: np.ndarray
+    thetas: np.ndarray
+
+
+class Operator(NamedTuple):
+    """A step as a matrix: values before it are `matrix @ values after it + rest`.
+
+    Attributes:
+      matrix: of some rows each, all their levels. Values after the step are `[2, nodes, columns]`:
+        at nodes that are hit almost surely, and at those that may be missed.
+      rest: float64 `[rows * columns]`: mass that no node stands for, counted as 1.
+      geometric: whether entries are pairs of a weight and the share of the upper of two levels, to
+        be interpolated geometrically, and not two weights.
+    """
+
+    matrix: tuple[sparse.csr_matrix, ...]
+    rest: np.ndarray
+    geometric: bool
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """float64 `[rows * columns]`."""
+        flat = values.reshape(-1)
+        apply = _geometric if self.geometric else operator_module.matmul
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            parts = list(pool.map(lambda matrix: apply(matrix, flat), self.matrix))
+        return np.concatenate(parts) + self.rest
+
+
+def operator(rows: Rows, target: Target, merged: bool, optimistic: bool) -> Operator:
+    """The step from `rows` to `target`.
 
     Args:
-      separations: float64 `[rows]`, positive.
-      levels: float64 `[rows, columns]`: L >= 0 for each separation.
-      thetas: float64 `[choices, rows, columns]`: mirrors to choose from.
-      table: the bounds with one step less to go.
-      window: how many nodes the noise can reach, all but a share Phi(-tail) on either side.
-      tail: see window.
+      rows: where from.
+      target: where to.
       merged: whether the noise is that of several steps.
-
-    Returns:
-      float64 values `[rows, columns]`, and which choice gave them (int).
+      optimistic: every rounding to the other side.
     """
-    # Rows are independent: half of them to each of two threads.
-    half = -(-len(separations) // 2)
-    halves = [slice(0, half), slice(half, None)]
+    count = len(rows.separation)
+    inverse = 1 / np.expm1(target.spacing)
+    shape = (2 * len(target.nodes) * target.columns,)
 
-    def run(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    def run(start: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+        # The same number of rows at a time, so that one compiled function serves all.
+        take = np.minimum(np.arange(start, start + _CHUNK), count - 1)
         # Both settings are the thread's own. An accountant runs on the host.
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            values, choice = _advance(
-                separations[rows], levels[rows], thetas[:, rows], table, tail, merged, window=window
+            found = _weights(
+                Rows(*(field[take] for field in rows)),
+                target.nodes,
+                target.spacing,
+                inverse,
+                target.size,
+                target.columns,
+                merged=merged,
+                optimistic=optimistic,
             )
-            return np.asarray(values), np.asarray(choice)
+            data, place, rest = (np.asarray(x)[: count - start] for x in found)
+        states, entries = rest.size, data.size // rest.size
+        ends = np.arange(states + 1, dtype=np.int32) * entries
+        matrix = sparse.csr_matrix(
+            (data.reshape(-1), place.reshape(-1), ends), shape=(states, *shape)
+        )
+        return matrix, rest.reshape(-1)
 
-    if half == len(separations):
-        return run(halves[0])
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(run, halves))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-@functools.partial(jax.jit, static_argnames="window")
-def _advance(
-    separations: Any, levels: Any, thetas: Any, table: Table, tail: Any, merged: Any, *, window: int
-) -> tuple[jax.Array, jax.Array]:
-    def row(args: Any) -> tuple[jax.Array, jax.Array]:
-        rho, row_levels, row_thetas = args
-        # The nodes in reach from anywhere in the row. Beyond them everything is charged at 1.
-        lowest = rho - 2 * jnp.max(row_levels) / rho - 2 * tail
-        first = jnp.searchsorted(table.distances, lowest) - 1
-        first = jnp.clip(first, 0, jnp.maximum(table.size - window, 0))
-        last = jnp.minimum(table.size - 1 - first, window - 1)
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=window)
-        values, spacing, inverse, distances, loss = map(cut, table[:-1])
-        near = Table(values, spacing, inverse, distances, loss, last)
-        one = functools.partial(_mirror, near, first > 0, tail, merged, rho)
-        bounds = jax.vmap(jax.vmap(one), in_axes=(None, 0))(row_levels, row_thetas)
-        return jnp.min(bounds, axis=0), jnp.argmin(bounds, axis=0)
-
-    values, choice = jax.lax.map(row, (separations, levels, jnp.swapaxes(thetas, 0, 1)))
-    return jnp.minimum(values, 1.0), choice
-
-
-def _mirror(
-    near: Table,
-    cut: Any,
-    tail: Any,
-    merged: Any,
-    rho: jax.Array,
-    level: jax.Array,
-    theta: jax.Array,
-) -> jax.Array:
-    """The bound by the mirror at (1 - theta) z*, for one separation and one L.
-
-    `near` holds the nodes in reach, its `size` is the last one's number; `cut` says whether there
-    are nodes before them.
-    """
-    z = level / rho
-    mirror = (1 - theta) * z
-    # A pair that met on the way is gone; without a way, what is positive begins at z*.
-    z, theta = jnp.where(merged, mirror, z), jnp.where(merged, 0.0, theta)
-    last, distance = near.size, near.distances
-    place = jnp.arange(len(distance))
-    gap = jnp.diff(distance) / 2  # of positions: a distance is twice the way to the mirror
-    right, left = jnp.append(gap, 1.0), jnp.insert(gap, 0, 1.0)
-
-    position = mirror + distance / 2
-    y = position - z
-    u = position - rho / 2
-    density = jnp.exp(-u * u / 2) * _INVERSE_SQRT_2PI
-    decay = jnp.exp(-rho * jnp.maximum(y, 0))  # e^L q / p at the node
-    begun = y >= 0
-    has_right = begun & (place < last)
-    has_left = jnp.insert(begun[:-1], 0, False) & (place <= last)
-
-    line = level + mirror * (distance - rho) + _log_gain(rho, z, theta, y, decay, right)
-    slope = jnp.diff(line) / gap
-    slope_right, slope_left = jnp.append(slope, 0.0), jnp.insert(slope, 0, 0.0)
-    mass_right = _above(u - slope_right, right) - decay * _below(u + rho - slope_right, right)
-    mass_left = _above(slope_left - u, left) - decay * _below(slope_left - u - rho, left)
-    mass = jnp.where(has_right, jnp.maximum(mass_right, 0), 0) + jnp.where(
-        has_left, jnp.maximum(mass_left, 0), 0
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        done = list(pool.map(run, range(0, count, _CHUNK)))
+    return Operator(
+        tuple(d[0] for d in done), np.concatenate([d[1] for d in done]), geometric=optimistic
     )
-    cost = density * mass * jnp.exp(near.loss) * _lookup(near, place, line - near.loss)
-    # Nodes that the noise cannot reach; what it has beyond `tail` counts as 1, below.
-    total = jnp.sum(jnp.where((place <= last) & (jnp.abs(u) <= tail + 2), cost, 0))
-
-    # The positive mass begins at z*, between two nodes: up to the next node it counts as there.
-    start = jnp.minimum(jnp.sum(~begun), len(y) - 1)
-    width = jnp.maximum(y[start], 0)
-    peak = jnp.exp(-((z - rho / 2 + jnp.clip(rho / 2 - z, 0, width)) ** 2) / 2)
-    at_start = jnp.maximum(level + mirror * (2 * theta * z - rho), 0)
-    first = peak * _INVERSE_SQRT_2PI * rho * width**2 / 2 * _lookup(near, start, at_start)
-    total += jnp.where(begun[0], 0, jnp.where(begun[last], first, 1.0))
-
-    above = jax.scipy.special.ndtr(rho / 2 - position[last])
-    below = jnp.where(cut & (y[0] > 0), jax.scipy.special.ndtr(position[0] - rho / 2), 0.0)
-    beyond = 2 * jax.scipy.special.ndtr(-tail)
-    return (total + above + below + beyond) * (1 + _RELATIVE) + _ABSOLUTE
 
 
-def _log_gain(
-    rho: jax.Array,
-    z: jax.Array,
-    theta: jax.Array,
-    y: jax.Array,
-    decay: jax.Array,
-    right: jax.Array,
-) -> jax.Array:
-    """Node values whose chords lie below the gain in L'.
+def _geometric(matrix: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    weight, share = matrix.data.reshape(matrix.shape[0], -1, 2).transpose(2, 0, 1)
+    low = matrix.indices.reshape(matrix.shape[0], -1, 2)[..., 0]
+    logs = np.log(np.maximum(values, 1e-300))
+    return np.asarray(
+        np.sum(weight * np.exp(logs[low] + (logs[low + 1] - logs[low]) * share), axis=1)
+    )
 
-    psi(y) = log((1 - e^(-rho (y + 2 theta z))) / (1 - e^(-rho y))) is convex, so its tangent in the
-    middle of an interval lies below it; a node takes the lesser of its two intervals' tangents.
+
+@functools.partial(jax.jit, static_argnames=("merged", "optimistic"))
+def _weights(
+    rows: Rows,
+    nodes: Any,
+    spacing: Any,
+    inverse: Any,
+    size: Any,
+    columns: Any,
+    *,
+    merged: bool,
+    optimistic: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Per row: weights and places `[columns, window + 1, 2]`, and the rest `[columns]`."""
+    window = rows.moments.shape[-1]
+
+    def one(row: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=row.first, slice_size=window
+        )
+        r = cut(nodes)
+        last = jnp.minimum(size - 1 - row.first, window - 1)
+        number = row.first + jnp.arange(window)
+        base = (number + jnp.where(number > row.near, len(nodes), 0)) * columns
+        slope = (1 - row.thetas) * row.levels / row.separation
+        if merged:
+            line = row.levels[:, None] + slope[:, None] * (r - row.separation)
+            weight = _killed(row, slope, last, optimistic)
+            at_start, extra = jnp.zeros_like(slope), jnp.zeros_like(slope)
+            begin = jnp.zeros(slope.shape, int)
+        else:
+            weight, line, begin, at_start, extra = _paired(row, slope, r, last, optimistic)
+        # Moments are in units of the density at the node; this is it, tilted.
+        away = r - row.separation + 2 * slope[:, None] * row.time
+        weight = weight * jnp.exp(-(away**2) / (8 * row.time))
+        # One more entry: the mass between z* and the next node.
+        weight = jnp.append(weight, extra[:, None], axis=1)
+        line = jnp.append(line, at_start[:, None], axis=1)
+        begin = begin[:, None]
+
+        def with_start(values: jax.Array) -> jax.Array:
+            values = jnp.broadcast_to(values, (len(slope), window))
+            return jnp.append(values, jnp.take_along_axis(values, begin, axis=1), axis=1)
+
+        width = with_start(cut(spacing))
+        level = jnp.clip((line / width).astype(jnp.int32), 0, columns - 2)
+        over = jnp.clip(line - level * width, 0, width)
+        # The chord in e^L; rounded down, for values fall and the truncated series is below e^x - 1.
+        share = jnp.clip((over + over**2 / 2 + over**3 / 6) * with_start(cut(inverse)), 0, 1)
+        place = with_start(base) + level
+        places = jnp.stack([place, place + 1], axis=-1).astype(jnp.int32)
+        if optimistic:
+            return jnp.stack([weight, over / width], axis=-1), places, jnp.zeros_like(slope)
+        data = (1 + _RELATIVE) * weight[..., None] * jnp.stack([1 - share, share], axis=-1)
+        return data, places, _ABSOLUTE + _outside(row, slope, r, last)
+
+    return jax.lax.map(one, rows)
+
+
+def _outside(row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array) -> jax.Array:
+    """Mass beyond the window's nodes, on either side."""
+    deviation = jnp.sqrt(row.time)
+    middle = row.separation / 2 - slope * row.time  # of half the distance
+    above = jax.scipy.special.ndtr((middle - r[last] / 2) / deviation)
+    below = jax.scipy.special.ndtr((r[0] / 2 - middle) / deviation)
+    return above + jnp.where(row.first > 0, below, 0)
+
+
+def _killed(row: Rows, slope: jax.Array, last: jax.Array, optimistic: bool) -> jax.Array:
+    """Weights at nodes, without the tilt, of a pair that is gone once it meets."""
+    hat, time, squared = row.moments
+    square = (slope**2)[:, None]
+    # E e^(-x) of the time until the node is hit: 1 - E x, or with E x^2 / 2.
+    weight = hat - square * time + (0 if optimistic else square**2 * squared)
+    return jnp.where(jnp.arange(len(hat)) <= last, jnp.maximum(weight, 0), 0)
+
+
+def _paired(
+    row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array, optimistic: bool
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Weights at nodes without the tilt, L at nodes, and the piece from z* to the first node.
+
+    The piece: at which node it counts, L there, and its mass.
     """
-    middle = decay * jnp.exp(-rho * right / 2)
-    shrink = jnp.exp(-2 * rho * theta * z)
-    more, less = 1 - middle * shrink, jnp.maximum(1 - middle, 1e-300)
-    psi = jnp.log(more / less)
-    fall = rho * middle * (1 / less - shrink / more) * right / 2
-    from_left = jnp.insert(jnp.where(y >= 0, psi - fall, jnp.inf)[:-1], 0, jnp.inf)
-    gain = jnp.maximum(jnp.minimum(psi + fall, from_left), 0)
-    return jnp.where((theta > 0) & (y >= 0), gain, 0)
+    window, t = len(r), row.time
+    level, theta = row.levels[:, None], row.thetas[:, None]
+    rate = row.separation / (2 * t)
+    h = jnp.append(jnp.diff(r), 1.0)
+    star = 2 * theta * level * t / row.separation  # positive mass begins at this distance
+    begun = r >= star
+    cell = begun & (jnp.arange(window) < last)
+    shrink = jnp.exp(-2 * rate * star)
+    middle = jnp.exp(-rate * jnp.maximum(r + h / 2 - star, 0))  # e^L q / p
+    less, more = jnp.maximum(1 - middle, 1e-12), 1 - middle * shrink
+
+    # 1 - e^L q / p is concave: below its tangent in the middle of a cell, above its chord.
+    if optimistic:
+        node = jnp.exp(-rate * jnp.maximum(r - star, 0))
+        start, rise = 1 - node, node - _next(node)
+        gain = jnp.log((1 - node * shrink) / jnp.maximum(1 - node, 1e-12))
+    else:
+        rise = rate * h * middle
+        start = 1 - middle - rise / 2
+        # The gain is convex: chords of these node values lie below its tangents.
+        tangent = jnp.log(more / less)
+        fall = rate * h / 2 * middle * (1 / less - shrink / more)
+        before = jnp.where(cell, tangent - fall, jnp.inf)
+        gain = jnp.minimum(jnp.where(cell, tangent + fall, jnp.inf), _previous(before, jnp.inf))
+    gain = jnp.where((theta > 0) & begun, jnp.clip(gain, 0, _MOST_GAIN), 0)
+
+    # With u from 0 to 1 along a cell: e^(x u) <= 1 + x u + k u^2 on the way down to its first
+    # node, and e^(-x (1 - u)) <= 1 - x (1 - u) + k (1 - u)^2 on the way up to its second.
+    x = (_next(gain) - gain) / 2
+    m0, m1, m2, m3, m4 = row.moments
+    k = _quadratic(x, optimistic)
+    down = start * (m0 + (x - 1) * m1 + (k - x) * m2 - k * m3) + rise * (
+        m1 + (x - 1) * m2 + (k - x) * m3 - k * m4
+    )
+    k = _quadratic(-x, optimistic)
+    b1, b2 = 1 - x + k, x - 2 * k
+    up = start * (b1 * m1 + b2 * m2 + k * m3) + rise * (b1 * m2 + b2 * m3 + k * m4)
+    # Moments are in units of the density at a cell's first node.
+    up = up * jnp.exp(h * (2 * (r - row.separation) + h) / (8 * t))
+    if optimistic:  # the way to the node takes time
+        bend = (slope[:, None] * h / 2 + x) ** 2 / 6
+        up, down = up * jnp.maximum(1 - bend, 0), down * jnp.maximum(1 - bend, 0)
+    weight = jnp.where(cell, jnp.maximum(down, 0), 0) + _previous(
+        jnp.where(cell, jnp.maximum(up, 0), 0), 0.0
+    )
+    line = level + slope[:, None] * (r - row.separation) + gain
+
+    # Between z* and the next node everything counts as at that node.
+    begin = jnp.minimum(jnp.sum(~begun, axis=1), window - 1)
+    star = star[:, 0]
+    width = jnp.maximum(r[begin] - star, 0)
+    v = slope * t + star / 2 - row.separation / 2
+    v = v + jnp.clip(-v, 0, width / 2)
+    peak = jnp.exp(-v * v / (2 * t)) / (2 * jnp.sqrt(2 * jnp.pi * t))
+    extra = jnp.where(begun[:, 0], 0, peak * rate * width**2 / 2)
+    if optimistic:
+        extra = jnp.zeros_like(extra)
+    at_start = jnp.maximum(row.levels + slope * (star - row.separation), 0)
+    return weight, jnp.asarray(line), begin, at_start, extra
 
 
-def _ramp(x: jax.Array) -> jax.Array:
-    """(e^-x - 1 + x) / x^2."""
-    total = jnp.full_like(x, _RAMP[-1])
-    for coefficient in _RAMP[-2::-1]:
-        total = total * x + coefficient
-    return total
+def _quadratic(x: jax.Array, lower: bool) -> jax.Array:
+    """k with e^(x u) <= 1 + x u + k u^2 for 0 <= u <= 1 (>= if `lower`), |x| < 2."""
+    half = x * x / 2
+    if lower:
+        return jnp.where(x > 0, half, half * jnp.maximum(1 + x / 3, 0))
+    return jnp.where(x > 0, half / (1 - jnp.minimum(x, 2) / 3), half)
 
 
-def _above(rate: jax.Array, width: jax.Array) -> jax.Array:
-    """At least the integral of (1 - t / width) e^(-rate t - t^2 / 2) over 0 < t < width."""
-    x = rate * width
-    # Far up the integral only falls; far down nothing sensible is asked for.
-    ramp = _ramp(jnp.clip(x, -_RAMP_REACH, _RAMP_REACH))
-    return width * jnp.where(x < -_RAMP_REACH, _MUCH, ramp)
+def _next(values: jax.Array) -> jax.Array:
+    return jnp.concatenate([values[:, 1:], values[:, -1:]], axis=1)
 
 
-def _below(rate: jax.Array, width: jax.Array) -> jax.Array:
-    """At most the integral of (1 - t / width) e^(-rate t - t^2 / 2) over 0 < t < width."""
-    x = rate * width
-    ramp = jnp.where(jnp.abs(x) > _RAMP_REACH, 0, _ramp(x))
-    return jnp.exp(-width * width / 2) * width * ramp
-
-
-def _lookup(table: Table, n: jax.Array, level: jax.Array) -> jax.Array:
-    """The chord in e^L between levels; for L < 0 by symmetry, 1 - g + g V(-L) with g = e^L."""
-    size, spacing = jnp.abs(level), table.spacing[n]
-    columns = table.values.shape[1]
-    i = jnp.minimum((size / spacing).astype(jnp.int32), columns - 2)
-    # Rounded down, for the values fall: the truncated series stays below e^x - 1.
-    share = _expm1(jnp.minimum(size - i * spacing, spacing)) * table.inverse[n]
-    share = jnp.clip(share, 0, 1)
-    flat, at = table.values.reshape(-1), n * columns + i
-    low, high = flat[at], flat[at + 1]
-    value = low + (high - low) * share
-    return jnp.where(level < 0, 1 - jnp.exp(-size) * (1 - value), value)
-
-
-def _expm1(x: jax.Array) -> jax.Array:
-    total = jnp.full_like(x, _EXPM1[-1])
-    for coefficient in _EXPM1[-2::-1]:
-        total = total * x + coefficient
-    return total * x
+def _previous(values: jax.Array, first: float) -> jax.Array:
+    return jnp.concatenate([jnp.full_like(values[:, :1], first), values[:, :-1]], axis=1)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from certunlearn import accounting, files, mechanisms
+from certunlearn import accounting, files, mechanisms, verification
 from certunlearn.demo.run import Result, Row
 
 FILES = ("certificate.json", "unlearned.npz", "report.png", "table.md", "results.json")
@@ -77,6 +77,8 @@ def notes(result: Result) -> str:
             f"that never saw the forget set (same procedure, start trained without it) by more "
             f"than {certificate.total_variation:.3f}; so old knowledge cannot",
             "make it better than the run started from the centre by more than that either.",
+            f"True epsilon of such a run, at delta = {certificate.delta:g}: "
+            f"{verification.interval(certificate)}, by {certificate.accountant}.",
             "Not promised: that the old accuracy is kept (at small epsilon the old model is almost "
             "wholly forgotten, and fine-tuning",
             "wins it back as retraining would), nor anything about frozen parts, the architecture "
@@ -108,6 +110,8 @@ def to_record(result: Result) -> dict[str, Any]:
         "settings": dataclasses.asdict(result.settings),
         "mechanism": mechanisms.to_record(result.mechanism),
         "noise_scale": result.certificate.noise_scale,
+        "accountant": result.certificate.accountant,
+        "epsilon_lower_bound": result.certificate.epsilon_lower_bound,
         "total_variation": result.certificate.total_variation,
         "auc_error": result.auc_error,
         "rows": [dataclasses.asdict(row) for row in result.rows],
@@ -147,7 +151,10 @@ def _accuracy(axes: Axes, result: Result) -> None:
 def _epsilon(axes: Axes, result: Result) -> None:
     certificate = result.certificate
     curve = accounting.epsilon_curve(
-        result.mechanism, noise_scale=certificate.noise_scale, delta=certificate.delta
+        result.mechanism,
+        noise_scale=certificate.noise_scale,
+        delta=certificate.delta,
+        accountant=certificate.accountant,
     )
     steps, last = result.mechanism.steps, result.curve[-1][0]
     axes.plot(range(1, steps + 1), curve[1:], color="C0", label="certified if stopped here")
@@ -162,7 +169,7 @@ def _epsilon(axes: Axes, result: Result) -> None:
 
 
 def _claim_label(certificate: Any) -> str:
-    return f"target ({certificate.epsilon:g}, {certificate.delta:g})"
+    return f"certified ({certificate.epsilon:.4g}, {certificate.delta:g})"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -183,4 +190,4 @@ def _certified(claim: tuple[float, float] | None) -> str:
         return "—"
     if claim == (0, 0):
         return "0, 0 (never saw it)"
-    return f"{claim[0]:g}, {claim[1]:g}"
+    return f"{claim[0]:.4g}, {claim[1]:g}"

@@ -1,0 +1,111 @@
+"""How far the certified epsilon is from the best attack: the truth lies between the two.
+
+    python benchmarks/coupling_grid.py
+
+writes coupling-grid/results.json and table.md beside this file: about a quarter of an hour on two
+cores. A cell is a run of T steps whose shifts add up to the initial distance, with the noise at
+which exact shifted interpolation certifies the nominal epsilon; `product` is learning rate times
+weight decay.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+
+from certunlearn.accounting import attack, coupling, gaussian, interpolation
+
+NOMINAL = (0.5, 1.0, 2.0, 4.0, 8.0)
+DELTAS = (1e-5, 1e-8)
+STEPS = (1, 4, 16, 64, 256, 1024)
+PRODUCTS = (0.0, 0.01, 0.05, 0.2)
+DISTANCE = 2.0
+# What the ratio should not exceed: without weight decay up to epsilon 2 and 8, and with it.
+TARGETS = (1.03, 1.05, 1.15)
+
+
+def cell(product: float, delta: float, steps: int, nominal: float) -> dict[str, float]:
+    """One game: its three epsilons, the ratio of coupling's to the attack's, and the seconds."""
+    contraction, shift = np.full(steps, 1 - product), np.full(steps, DISTANCE / steps)
+    unit = interpolation.gdp_mu(DISTANCE, contraction, shift, np.ones(steps))
+    noise = np.full(steps, unit / gaussian.mu(nominal, delta))
+    begun = time.perf_counter()
+    certified = coupling.epsilon(coupling.Steps(DISTANCE, contraction, shift, noise), delta)
+    seconds = time.perf_counter() - begun
+    reached = attack.epsilon(DISTANCE, contraction, shift, noise, delta)
+    target = TARGETS[2] if product else TARGETS[0] if nominal <= 2 else TARGETS[1]
+    return {
+        "product": product,
+        "delta": delta,
+        "steps": steps,
+        "interpolation": nominal,
+        "coupling": certified,
+        "attack": reached,
+        "ratio": certified / reached if reached > 0 else float("inf"),
+        "target": target,
+        "seconds": seconds,
+    }
+
+
+def table(cells: list[dict[str, float]]) -> str:
+    """Ratios by game and nominal epsilon, those beyond their target in bold."""
+    head = "| learning rate x weight decay | delta | steps | " + " | ".join(
+        f"eps {nominal:g}" for nominal in NOMINAL
+    )
+    lines = [head + " |", "|---" * (3 + len(NOMINAL)) + "|"]
+    for product in PRODUCTS:
+        for delta in DELTAS:
+            for steps in STEPS:
+                row = [
+                    c
+                    for c in cells
+                    if (c["product"], c["delta"], c["steps"]) == (product, delta, steps)
+                ]
+                texts = []
+                for c in row:
+                    text = f"{c['attack']:.4g} to {c['coupling']:.4g} ({c['ratio']:.3f})"
+                    texts.append(f"**{text}**" if c["ratio"] > c["target"] else text)
+                lines.append(f"| {product:g} | {delta:g} | {steps} | " + " | ".join(texts) + " |")
+    met = sum(c["ratio"] <= c["target"] for c in cells)
+    said = (
+        "Each cell: the attack's epsilon, coupling's, and their ratio, at the noise at which "
+        f"interpolation certifies the column's epsilon. Bold: beyond {TARGETS[0]} (no weight "
+        f"decay, epsilon at most 2), {TARGETS[1]} (no weight decay) or {TARGETS[2]} (weight "
+        f"decay). {met} of {len(cells)} cells are within."
+    )
+    return "\n".join([said, "", *lines, ""])
+
+
+def main() -> None:
+    """Run the grid."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "coupling-grid")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    args = parser.parse_args()
+    cells = []
+    for product in PRODUCTS:
+        for delta in DELTAS:
+            for steps in args.steps:
+                for nominal in NOMINAL:
+                    cells.append(cell(product, delta, steps, nominal))
+                    print(json.dumps(cells[-1]), flush=True)
+    results = {
+        "command": "python benchmarks/coupling_grid.py",
+        "versions": {n: importlib.metadata.version(n) for n in ("jax", "numpy", "scipy")},
+        "python": platform.python_version(),
+        "device": platform.machine(),
+        "cells": cells,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "table.md").write_text(table(cells))
+
+
+if __name__ == "__main__":
+    main()
