@@ -29,29 +29,24 @@ Z at all points) gives a member of C, since distances shrink. So the best value 
 that at rho, hence at most the value of any pairing at rho. If V is not monotone, the argument holds
 for its lower envelope inf over r' >= r of V(L, r'), which is valid and not above V.
 
-**Steps of a long run** are merged into blocks. N_v W(L, r) = sup over a in C_W of the integral
-against the two Gaussians of variance v at distance r; A_s W(L, r) = W(L, r + s). If W is
-nondecreasing in r and W(L + L', r + r') <= W(L, r) + e^L W(L', r'), as holds for the exact bounds
-(insert a point between), then N_v A_s W <= A_s N_v W: *displacing early is the worst that an
-adversary can do*. Proof: let a be optimal on the left. Raise it right of z* to the largest values
-that the pairs across z* allow, then lower it left of z* to the least; this does not lower the
-integral. Now a is nondecreasing and, by the inequality for W, pairs on one side of z* obey W
-without s. Move the right part right by s/2 and the left part left by s/2, and fill the gap by the
-least extension: the new function obeys W, is nowhere below a(v) at v + s/2 nor above a(v) at
-v - s/2, and so has at least the same integral for Gaussians s further apart. A contraction c
-commutes with noise exactly (variance v becomes c^2 v). So k steps are bounded by one displacement,
-contraction prod c and shift sum w s, followed by k noises of variances (w sigma)^2, w the product
-of the later contractions. Those k noises are one Brownian motion, and so may any single noise be
-taken to be. (N_v N_v' may be larger than N_(v + v'), by the logarithm above, which is for one noise
-only; merged blocks do without. So do blocks whose shift is small, where it gains little.)
+**Brownian pairs.** A single noise, or several with no shift between them, is one Brownian motion.
+A pair with mirror m moves as x = W_t and y = 2 m t - W_t. Its distance D is a Brownian motion of
+rate 4 and drift -2 m, and by Girsanov's theorem L moves along a line, L + m (D - rho). If it meets,
+at L' >= 0, it is worth V(L', 0) = 0. It may be stopped at any stopping time: for what is left of
+the noise both move alike, which keeps V. Under the positive measure, alive pairs at time t have
+density e^(-m (D - rho) / 2 - m^2 t / 2) (phi(D - rho) - phi(D + rho)), where phi is that of
+variance 4 t; with the logarithm above, which is for one noise only, phi(D - rho)
+(1 - e^(-rho (D - D*) / (2 t))) takes the place of the difference.
 
-**Brownian pairs.** A pair with mirror m moves as x = W_t and y = 2 m t - W_t. Its distance D is a
-Brownian motion of rate 4 and drift -2 m, and by Girsanov's theorem L moves along a line, L + m (D -
-rho). If it meets, at L' >= 0, it is worth V(L', 0) = 0. It may be stopped at any stopping time:
-for what is left of the noise both move alike, which keeps V. Under the positive measure, alive
-pairs at time t have density e^(-m (D - rho) / 2 - m^2 t / 2) (phi(D - rho) - phi(D + rho)), where
-phi is that of variance 4 t; with the logarithm above, phi(D - rho) (1 - e^(-rho (D - D*) / (2 t)))
-takes the place of the difference.
+**Steps of a long run** are merged into blocks: all shifts first, then all noise, in one motion.
+Drive two pairs by the same noise with the same m, the one displaced step by step as an adversary
+likes, the other by the most there can be at once. Their L are the same, as it moves with the noise
+only. The second is farther apart by at least what is outstanding; so it does not meet sooner, and
+ends at least as far apart. The first meets at L' >= 0 since m <= z* for the larger separation.
+(Contraction changes nothing: in units in which it is 1, shifts and noise grow.) So a block of k
+steps is bounded by contraction prod c and shift sum w s, followed by Brownian pairs in noise of
+variance sum (w sigma)^2, w the product of the later contractions. Blocks whose shift is small go
+without the logarithm, too, as it gains little there.
 
 **Between the nodes nothing is interpolated.** Bounds are stored at some distances only, so each
 pair is stopped at one: from time t = 1 - eta on, when it reaches a node. From u of the way between

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from certunlearn import accounting, checks, mechanisms, unlearning
-from certunlearn.accounting import gaussian
+from certunlearn import accounting, mechanisms, unlearning
 from certunlearn.certificates import Certificate
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import membership, network
@@ -109,21 +109,28 @@ class Result:
     auc_error: float
 
 
-def make_mechanism(settings: Settings, epsilon: float, delta: float) -> mechanisms.GradientClipping:
-    """The noisy phase whose total noise in x_T is about `settings.total_noise`, or less.
+def make_mechanism(
+    settings: Settings, epsilon: float, delta: float, progress: bool = False
+) -> tuple[mechanisms.GradientClipping, float]:
+    """The noisy phase whose total noise in x_T is about `settings.total_noise`, and its noise.
 
-    It is that much by interpolation at (epsilon, delta); another accountant may ask for less.
-    Without weight decay the total noise is (2 C0 + 2 gamma C1 T) / mu, with mu what (epsilon,
-    delta) allows, and the noise per step is least where gamma C1 T = C0. So C0 = noise * mu / 4.
+    By interpolation and without weight decay, the noise per step is least where gamma C1 T = C0;
+    so they are the same here. Noise is then proportional to the radius C0, which is chosen such
+    that the least noise of all accountants is what the settings ask for.
     """
-    epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
-    radius = _round(settings.total_noise * gaussian.mu(epsilon, delta) / 4)
-    return mechanisms.GradientClipping(
+    steps = settings.noisy_steps
+    unit = mechanisms.GradientClipping(
+        init_radius=1.0, clip_norm=1.0, learning_rate=1 / steps, steps=steps
+    )
+    noise = accounting.noise_scale(unit, epsilon=epsilon, delta=delta, progress=progress)
+    radius = _round(settings.total_noise / (noise * math.sqrt(steps)))
+    mechanism = mechanisms.GradientClipping(
         init_radius=radius,
         clip_norm=settings.clip_norm,
-        learning_rate=radius / (settings.clip_norm * settings.noisy_steps),
-        steps=settings.noisy_steps,
+        learning_rate=radius / (settings.clip_norm * steps),
+        steps=steps,
     )
+    return mechanism, radius * noise
 
 
 def run(
@@ -151,9 +158,7 @@ def run(
       TypeError: if an argument is not of the right kind.
       ValueError: if epsilon or delta is out of range.
     """
-    mechanism = make_mechanism(settings, epsilon, delta)
-    # Once for both runs, and not in either's seconds.
-    noise_scale = accounting.noise_scale(mechanism, epsilon=epsilon, delta=delta, progress=progress)
+    mechanism, noise_scale = make_mechanism(settings, epsilon, delta, progress)
     retain, forget = data_lib.split_forget(dataset.train, FORGET_FRACTION, seed)
     net = network.MLP(settings.hidden)
     pixels = dataset.train["x"].shape[1]
