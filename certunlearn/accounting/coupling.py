@@ -84,6 +84,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize
 
 from certunlearn.accounting import coupling_tables, gaussian, interpolation
 from certunlearn.accounting.coupling_tables import Blocks, Resolution, Solved
@@ -98,6 +99,8 @@ _FEW_BLOCKS, _SMALL_SHIFT = 24, 0.1
 _REFINEMENTS = 3
 # A search for a noise scale, in logarithms of it: its first step, and when it is content.
 _STRIDE, _NEAR = 0.5, 0.006
+_FINE = 8  # solutions on fine tables, at most
+_FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 
 _COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
@@ -202,38 +205,45 @@ def _noise_scale_once(
     coarse = Resolution(fine.gap * 2, 56)
     with _bar(progress) as advance:
 
+        @functools.cache
         def excess(log_scale: float, resolution: Resolution) -> float:
             scaled = blocks(steps._replace(noise=steps.noise * math.exp(log_scale)))
             solved = coupling_tables.solve(scaled, delta, resolution, advance=advance)
             found = float(coupling_tables.profile(solved, np.array([epsilon]))[0])
-            return math.log(max(found, 1e-300) / delta)
+            return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
-        # On coarse tables: the last two of a secant search give a first guess and the slope.
+        # On coarse tables: a first guess and the slope there.
         top = math.log(largest)
-        at, before = top - _STRIDE, top
-        value, value_before = excess(at, coarse), excess(top, coarse)
-        for _ in range(8):
-            slope = min((value - value_before) / (at - before), -1.0)  # noise helps
-            step = max(-1.0, min(-value / slope, top - at))
-            if abs(step) < 0.03:
-                break
-            before, value_before = at, value
-            at += step
-            value = excess(at, coarse)
-        at = min(at - value / slope, top)
-        # On fine tables: to just below what is asked for, on the safe side of it.
-        best, before, value_before = top, math.nan, math.nan
-        for _ in range(5):
+        low, high, stride = top - _STRIDE, top, _STRIDE
+        while excess(low, coarse) < 0:
+            stride = min(1.5 * stride, 1.0)
+            low, high = low - stride, low
+        if excess(high, coarse) >= 0:  # at the top, for want of resolution
+            at, slope = high, -_FAR
+        else:
+            at = optimize.brentq(excess, low, high, args=(coarse,), xtol=0.02)
+            there = excess(at, coarse)
+            away = low if there < 0 else high
+            slope = min((excess(away, coarse) - there) / (away - at), -1.0)
+        # On fine tables: to just above the least that they prove, always between what has failed
+        # and what has not.
+        failed, best = -math.inf, top
+        before = math.nan
+        for _ in range(_FINE):
             value = excess(at, fine)
             if value <= 1e-4 * slope:  # a hair of room, for the last digits of a recomputation
-                best = min(best, at)
-                if value > _NEAR * slope:
-                    break
-            if not math.isnan(before) and at != before:
-                slope = min((value - value_before) / (at - before), -1.0)
-            before, value_before = at, value
-            step = value / slope  # rather too little than too much, for that is in vain
-            at = min(at - (0.94 * step if step > 0 else 1.06 * step) + 0.1 * _NEAR, top)
+                best = at
+            else:
+                failed = at
+            if best - failed < _NEAR or (best == at and value > _NEAR * slope):
+                break
+            if not math.isnan(before) and before != at:
+                slope = min((value - excess(before, fine)) / (at - before), -1.0)
+            before = at
+            step = -value / slope  # rather too little noise less than too much, for that is in vain
+            at += max(-0.2, 0.94 * step) if step < 0 else min(0.2, 1.06 * step) + 0.1 * _NEAR
+            if not failed < at < best:
+                at = (best + max(failed, best - 0.4)) / 2
     return min(largest, math.exp(best) * (1 + 1e-12))
 
 
