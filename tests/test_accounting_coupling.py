@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import certunlearn as cu
-from certunlearn.accounting import attack, coupling, coupling_tables, gaussian, interpolation
+from certunlearn.accounting import (
+    attack,
+    coupling,
+    coupling_kernel,
+    coupling_tables,
+    gaussian,
+    interpolation,
+)
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/accounting.json").read_text())
 
@@ -47,6 +54,7 @@ def test_no_shift_is_the_exact_gaussian_from_above(distance, merged):
     assert exact <= found <= exact * 1.03
 
 
+@pytest.mark.slow
 def test_no_shift_lies_within_the_bracket():
     exact = float(gaussian.epsilon(1.0, 1e-5))
     low, high = coupling.bracket(game(2.0, 1.0, 0.0, 1.0, 4), 1e-5, 0.02)
@@ -129,6 +137,7 @@ def test_one_start_is_one_law():
     assert coupling.delta(game(0.0, 1.0, 0.4, 1.0, 3), 0.0) == 0
 
 
+@pytest.mark.slow
 def test_merging_costs_but_stays_between():
     steps = game(1.0, 0.95, 0.2, 1.0, 6)
     apart, killed, merged = (
@@ -136,6 +145,23 @@ def test_merging_costs_but_stays_between():
         for options in ({"length": 1}, {"length": 1, "merged": True}, {"length": 2})
     )
     assert by_attack(steps, 1e-4) < apart < killed < merged < by_interpolation(steps, 1e-4)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_all_mass_is_accounted_for_where_the_table_ends_early(merged):
+    """With value 1 everywhere and L = 0, what remains is the total variation of two Gaussians."""
+    nodes = coupling_tables._nodes(3.0, 0.1)
+    table = coupling_tables.Table(nodes, np.ones(len(nodes)), np.ones((len(nodes), 8)))
+    exact = float(gaussian.total_variation(2.5))
+    for window in (len(nodes), 16):  # the second is cut on both sides
+        rows = coupling_tables._rows(np.array([2.5]), nodes, window, 0.1, merged, False)
+        rows = rows._replace(levels=np.zeros((1, 8)), thetas=np.zeros((1, 8)))
+        target = coupling_tables._target(table, len(nodes))
+        step = coupling_kernel.operator(rows, target, merged, False)
+        found = step(np.ones((2, len(nodes), 8)))
+        assert step.rest[0] > 0.1
+        assert np.all(exact <= found)
+        assert window == 16 or np.all(found < exact * 1.1)
 
 
 def test_blocks_of_steps():
@@ -286,6 +312,7 @@ def test_a_smaller_separation_is_never_worse():
         assert by_attack(game(distance, [1.0, 0.05], [0.2, 1.0], [0.3, 1.0]), 1e-4) <= farther
 
 
+@pytest.mark.slow
 def test_monotone_in_every_parameter():
     base = {"distance": 1.0, "contraction": 0.9, "shift": 0.2, "noise": 1.0}
     epsilon = coupling.epsilon(game(**base, steps=3), 1e-4)

@@ -82,6 +82,7 @@ def test_plan_prints_a_table():
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_plan_prints_json_that_agrees_with_the_accountants():
     done = command(*PLAN, "--steps", 2, "--weight-decay", 0.5, "--reference", "center", "--json")
     assert done.returncode == 0
