@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import certunlearn as cu
 from certunlearn.accounting import (
@@ -116,17 +118,17 @@ def test_between_attack_and_interpolation_and_close_to_the_attack(steps, delta):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_never_below_the_attack_on_random_games(seed):
-    rng = np.random.default_rng(seed)
-    count = int(rng.integers(2, 8))
-    steps = game(
-        10 ** rng.uniform(-1, 0.6),
-        rng.uniform(0.4, 1, count),
-        10 ** rng.uniform(-2, 0, count),
-        10 ** rng.uniform(-0.4, 0.4, count),
-    )
-    delta = 10 ** rng.uniform(-7, -2)
+@settings(max_examples=8, deadline=None)
+@given(
+    each=st.lists(
+        st.tuples(st.floats(0.3, 1), st.floats(-2, 0), st.floats(-0.4, 0.4)), min_size=2, max_size=7
+    ),
+    distance=st.floats(-1, 0.6),
+    delta=st.floats(-7, -2),
+)
+def test_never_below_the_attack_on_random_games(each, distance, delta):
+    contraction, shift, noise = np.array(each).T
+    steps, delta = game(10**distance, contraction, 10**shift, 10**noise), 10**delta
     least = by_attack(steps, delta)
     for options in ({"length": 1}, {"length": 1, "merged": True}, {"length": 2}, {"length": 3}):
         assert least <= uncapped(steps, delta, **options)
