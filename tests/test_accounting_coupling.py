@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,6 +165,27 @@ def test_all_mass_is_accounted_for_where_the_table_ends_early(merged):
         assert step.rest[0] > 0.1
         assert np.all(exact <= found)
         assert window == 16 or np.all(found < exact * 1.1)
+
+
+@pytest.mark.parametrize("separation", [1.0, 8.0, 30.0])
+def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):
+    nodes = coupling_tables._nodes(separation + 10, 0.15)
+    rows = coupling_tables._rows(np.array([separation]), nodes, len(nodes), 4.0, False, False)
+    level, theta, time = 2.0 * separation, 0.3, float(rows.time[0])
+    rows = rows._replace(levels=np.array([[level]]), thetas=np.array([[theta]]))
+    slope = (1 - theta) * level / separation
+    with jax.enable_x64(True):
+        row = coupling_kernel.Rows(*(jax.numpy.asarray(field[0]) for field in rows))
+        found = coupling_kernel._paired(
+            row, jax.numpy.array([slope]), jax.numpy.asarray(nodes), len(nodes) - 1, False
+        )
+    gain = np.asarray(found[1])[0] - level - slope * (nodes - separation)
+    star = 2 * theta * level * time / separation
+    between = np.linspace(nodes[np.searchsorted(nodes, star)], nodes[-1], 20_001)[1:]
+    rate = separation / (2 * time)
+    exact = np.log(np.expm1(-rate * (between + star)) / np.expm1(-rate * (between - star)))
+    assert np.all(np.interp(between, nodes, gain) <= exact + 1e-12)
+    assert gain.max() > 0.01 or separation == 30
 
 
 def test_blocks_of_steps():
@@ -386,7 +408,5 @@ def test_the_bracket_is_as_narrow_as_asked_for_and_its_upper_end_is_certified():
 
 
 def test_nothing_leaks_into_jax_settings():
-    import jax
-
     cu.epsilon(MECHANISM, noise_scale=6.0, delta=1e-5, accountant="coupling")
     assert jax.numpy.ones(1).dtype == np.float32

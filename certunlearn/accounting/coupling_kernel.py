@@ -241,8 +241,11 @@ def _paired(
         # The gain is convex: chords of these node values lie below its tangents.
         tangent = jnp.log(more / less)
         fall = rate * h / 2 * middle * (1 / less - shrink / more)
-        before = jnp.where(cell, tangent - fall, jnp.inf)
-        gain = jnp.minimum(jnp.where(cell, tangent + fall, jnp.inf), _previous(before, jnp.inf))
+        # Where a tangent ends below 0 the cell goes without: a raised end would lift the chord.
+        ends = jnp.where(tangent >= fall, 1.0, 0.0)
+        before = jnp.where(cell, (tangent - fall) * ends, jnp.inf)
+        after = jnp.where(cell, (tangent + fall) * ends, jnp.inf)
+        gain = jnp.minimum(after, _previous(before, jnp.inf))
     gain = jnp.where((theta > 0) & begun, jnp.clip(gain, 0, _MOST_GAIN), 0)
 
     # With u from 0 to 1 along a cell: e^(x u) <= 1 + x u + k u^2 on the way down to its first
