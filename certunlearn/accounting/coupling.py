@@ -46,7 +46,8 @@ ends at least as far apart. The first meets at L' >= 0 since m <= z* for the lar
 (Contraction changes nothing: in units in which it is 1, shifts and noise grow.) So a block of k
 steps is bounded by contraction prod c and shift sum w s, followed by Brownian pairs in noise of
 variance sum (w sigma)^2, w the product of the later contractions. Blocks whose shift is small go
-without the logarithm, too, as it gains little there.
+without the logarithm, too, as it gains little there. In the first steps, while the two are too far
+apart to meet, both move alike, and the noise is not used.
 
 **Between the nodes nothing is interpolated.** Bounds are stored at some distances only, so each
 pair is stopped at one: from time t = 1 - eta on, when it reaches a node. From u of the way between
@@ -60,7 +61,8 @@ below what the sinh is short of the hat by, if eta >= h^2 / 12.) With the logari
 either node is a chord below it: it is convex, so nodes take the least of the tangents in the
 middles of their two cells. 1 - e^(...) is concave and counts as its tangent; exponentials of the
 tilt count as quadratics above them. From D* to the next node everything counts as at that node.
-Mass beyond the tables or a row's window counts as 1; L beyond the highest level, as that level.
+Mass beyond the tables or a state's window counts as 1 (left of the window, that of positive
+distances); L beyond the highest level, as that level.
 
 **Optimistic** values take every one of these to the other side: nodes are reached after the time 1,
 by extra noise; nothing is missed or beyond; chords and tangents change places; values between
@@ -84,7 +86,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from certunlearn.accounting import coupling_tables, gaussian, interpolation
 from certunlearn.accounting.coupling_tables import Blocks, Resolution, Solved
@@ -97,10 +98,14 @@ MOST_BLOCKS = 400
 _FEW_BLOCKS, _SMALL_SHIFT = 24, 0.1
 
 _REFINEMENTS = 3
-# A search for a noise scale, in logarithms of it: its first step, and when it is content.
-_STRIDE, _NEAR = 0.5, 0.006
-_FINE = 8  # solutions on fine tables, at most
+# A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of
+# a step towards less that it dares, and when it is content, on coarse tables and on fine ones.
+_STRIDE, _SHORT, _GUESS, _NEAR = 0.5, 0.92, 0.03, 0.006
+_SOLUTIONS = 8  # on either tables, at most
 _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
+
+# Noise at separations beyond this many of its standard deviations is not used: both move alike.
+_USELESS = 100.0
 
 _COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
@@ -203,6 +208,7 @@ def _noise_scale_once(
         return largest
     fine = _resolution(run)
     coarse = Resolution(fine.gap * 2, 56)
+    top = math.log(largest)
     with _bar(progress) as advance:
 
         @functools.cache
@@ -212,39 +218,64 @@ def _noise_scale_once(
             found = float(coupling_tables.profile(solved, np.array([epsilon]))[0])
             return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
-        # On coarse tables: a first guess and the slope there.
-        top = math.log(largest)
-        low, high, stride = top - _STRIDE, top, _STRIDE
-        while excess(low, coarse) < 0:
-            stride = min(1.5 * stride, 1.0)
-            low, high = low - stride, low
-        if excess(high, coarse) >= 0:  # at the top, for want of resolution
-            at, slope = high, -_FAR
+        # Coarse tables tell where to begin and the slope there.
+        start = _Search(top - _STRIDE, _gaussian_slope(epsilon, delta), top)
+        coarsely = _search(lambda at: excess(at, coarse), start, (-_GUESS, _GUESS))
+        start = _Search(coarsely.at, coarsely.slope, top)
+        # A hair of room, for the last digits of a recomputation.
+        found = _search(lambda at: excess(at, fine), start, (1e-4, _NEAR))
+    return min(largest, math.exp(found.best) * (1 + 1e-12))
+
+
+class _Search(NamedTuple):
+    """Where a search for a root stands, in logarithms of the noise scale.
+
+    Attributes:
+      at: where to look next.
+      slope: of the excess there, negative.
+      best: the least that holds, of those looked at.
+    """
+
+    at: float
+    slope: float
+    best: float
+
+
+def _search(
+    excess: Callable[[float], float], start: _Search, enough: tuple[float, float]
+) -> _Search:
+    """To where `excess` holds (is not positive) with as much room, in noise, as is `enough`.
+
+    Secants, always between what has failed and what has not.
+    """
+    at, slope, best = start
+    failed, before, value_before = -math.inf, math.nan, math.nan
+    for _ in range(_SOLUTIONS):
+        value = excess(at)
+        if value <= min(enough[0] * slope, 0.0):
+            best = at
         else:
-            at = optimize.brentq(excess, low, high, args=(coarse,), xtol=0.02)
-            there = excess(at, coarse)
-            away = low if there < 0 else high
-            slope = min((excess(away, coarse) - there) / (away - at), -1.0)
-        # On fine tables: to just above the least that they prove, always between what has failed
-        # and what has not.
-        failed, best = -math.inf, top
-        before = math.nan
-        for _ in range(_FINE):
-            value = excess(at, fine)
-            if value <= 1e-4 * slope:  # a hair of room, for the last digits of a recomputation
-                best = at
-            else:
-                failed = at
-            if best - failed < _NEAR or (best == at and value > _NEAR * slope):
-                break
-            if not math.isnan(before) and before != at:
-                slope = min((value - excess(before, fine)) / (at - before), -1.0)
-            before = at
-            step = -value / slope  # rather too little noise less than too much, for that is in vain
-            at += max(-0.2, 0.94 * step) if step < 0 else min(0.2, 1.06 * step) + 0.1 * _NEAR
-            if not failed < at < best:
-                at = (best + max(failed, best - 0.4)) / 2
-    return min(largest, math.exp(best) * (1 + 1e-12))
+            failed = at
+        if not math.isnan(before) and before != at:
+            slope = min((value - value_before) / (at - before), -1.0)
+        before, value_before = at, value
+        if enough[0] <= value / slope <= enough[1] or best - failed < enough[1]:
+            break
+        # Rather a little too much noise than a little too little, for that is in vain.
+        step = -value / slope
+        at += max(-1.0, _SHORT * step) if step < 0 else min(_STRIDE, step + 0.2 * enough[1])
+        if not failed < at < best:
+            at = (best + max(failed, best - _STRIDE)) / 2
+    return _Search(at, slope, best)
+
+
+def _gaussian_slope(epsilon: float, delta: float) -> float:
+    """By how much the logarithm of delta falls with that of the noise of one Gaussian, and some.
+
+    As a first guess; it is steeper where noise serves several ends.
+    """
+    mu = gaussian.mu(epsilon, delta)
+    return 1.08 * math.log(float(gaussian.delta(epsilon, mu * (1 - 1e-4))) / delta) / 1e-4
 
 
 @contextlib.contextmanager
@@ -280,23 +311,36 @@ def blocks(steps: Steps, length: int | None = None) -> Blocks:
     noisy = np.flatnonzero(steps.noise > 0)
     if not len(noisy):
         raise ValueError("steps without any noise cannot be bounded")
+    first = _first_near(steps)
+    noisy = noisy[min(int(np.searchsorted(noisy, first)), len(noisy) - 1) :]
     count = int(noisy[-1]) + 1  # what follows the last noise is post-processing
     length = length or _block_length(steps, count, len(noisy))
     ends = noisy[::-1][::length][::-1]
     starts = np.insert(ends[:-1] + 1, 0, 0)
     found: list[tuple[float, float, float, bool]] = []
+    used = np.where(np.arange(len(steps.noise)) >= noisy[0], steps.noise, 0.0)
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         contraction, shift, variance = 1.0, 0.0, 0.0
         for t in range(start, end + 1):
-            c, sigma = float(steps.contraction[t]), float(steps.noise[t])
+            c, sigma = float(steps.contraction[t]), float(used[t])
             contraction, shift = c * contraction, c * shift + float(steps.shift[t])
             variance = c * c * variance + sigma * sigma
         noise = math.sqrt(variance)
-        several = np.count_nonzero(steps.noise[start : end + 1]) > 1
+        several = np.count_nonzero(used[start : end + 1]) > 1
         # Where shifts are small the log gain is too, and a killed pair takes half the time.
         small = len(ends) > _FEW_BLOCKS and shift < _SMALL_SHIFT * noise
         found.append((contraction, shift, noise, bool(several or small)))
     return Blocks(steps.distance, *(np.array(part) for part in zip(*found, strict=True)))
+
+
+def _first_near(steps: Steps) -> int:
+    """The first step whose noise is of use: before it the two are far apart, if moved alike."""
+    distance = steps.distance
+    for t, (c, s, sigma) in enumerate(zip(*(part.tolist() for part in steps[1:]), strict=True)):
+        distance = c * distance + s
+        if distance < _USELESS * sigma:
+            return t
+    return len(steps.noise)
 
 
 def _block_length(steps: Steps, count: int, noisy: int) -> int:

@@ -19,6 +19,9 @@ _MOST_GAIN = 3.9
 # Covers the series, the quadrature and the rounding of every weight.
 _RELATIVE, _ABSOLUTE = 1e-7, 1e-14
 _CHUNK = 32
+# Columns are taken in so many parts, each with a window of nodes of its own: with L, where the
+# noise leads moves to the left.
+PARTS = 4
 _THREADS = 2
 
 
@@ -45,8 +48,8 @@ class Rows(NamedTuple):
       separation: float64 `[rows]`, positive.
       time: float64 `[rows]`: the share of the noise after which nodes are looked out for.
       near: int32 `[rows]`: the last node to be hit almost surely in what is left of it.
-      first: int32 `[rows]`: the first node of the window.
-      moments: float64 `[rows, kinds, window]`: see `coupling_tables.moments`.
+      first: int32 `[rows]`: the first node of the moments.
+      moments: float64 `[rows, kinds, moments]`: see `coupling_tables._moments`.
       levels: float64 `[rows, columns]`: L >= 0.
       thetas: float64 `[rows, columns]`: where the mirror stands.
     """
@@ -84,12 +87,17 @@ class Operator(NamedTuple):
         return np.concatenate(parts) + self.rest
 
 
-def operator(rows: Rows, target: Target, merged: bool, optimistic: bool) -> Operator:
+def operator(
+    rows: Rows, target: Target, window: int, reach: float, merged: bool, optimistic: bool
+) -> Operator:
     """The step from `rows` to `target`.
 
     Args:
       rows: where from.
       target: where to.
+      window: how many nodes each state can lead to, at most as many as there are moments; what
+        leads elsewhere is mass that no node stands for.
+      reach: how far the window goes to the right of where the noise leads on average.
       merged: whether the noise is that of several steps.
       optimistic: every rounding to the other side.
     """
@@ -109,6 +117,8 @@ def operator(rows: Rows, target: Target, merged: bool, optimistic: bool) -> Oper
                 inverse,
                 target.size,
                 target.columns,
+                reach,
+                window=window,
                 merged=merged,
                 optimistic=optimistic,
             )
@@ -136,7 +146,7 @@ def _geometric(matrix: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("merged", "optimistic"))
+@functools.partial(jax.jit, static_argnames=("window", "merged", "optimistic"))
 def _weights(
     rows: Rows,
     nodes: Any,
@@ -144,14 +154,34 @@ def _weights(
     inverse: Any,
     size: Any,
     columns: Any,
+    reach: Any,
     *,
+    window: int,
     merged: bool,
     optimistic: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Per row: weights and places `[columns, window + 1, 2]`, and the rest `[columns]`."""
-    window = rows.moments.shape[-1]
+    length = rows.moments.shape[-1]
 
-    def one(row: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(row: Any) -> Any:
+        ahead = jax.lax.dynamic_slice_in_dim(nodes, row.first, length)
+
+        def part(columns_of_part: Any) -> Any:
+            levels, thetas = columns_of_part
+            slope = (1 - thetas) * levels / row.separation
+            edge = row.separation - 2 * jnp.min(slope) * row.time + reach
+            offset = jnp.clip(jnp.sum(ahead < edge) + 1 - window, 0, length - window)
+            moments = jax.lax.dynamic_slice_in_dim(row.moments, offset, window, axis=1)
+            first = row.first + offset
+            return states(
+                row._replace(first=first, moments=moments, levels=levels, thetas=thetas), slope
+            )
+
+        parts = (row.levels.reshape(PARTS, -1), row.thetas.reshape(PARTS, -1))
+        found = jax.lax.map(part, parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+    def states(row: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         cut = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=row.first, slice_size=window
         )
@@ -159,7 +189,6 @@ def _weights(
         last = jnp.minimum(size - 1 - row.first, window - 1)
         number = row.first + jnp.arange(window)
         base = (number + jnp.where(number > row.near, len(nodes), 0)) * columns
-        slope = (1 - row.thetas) * row.levels / row.separation
         if merged:
             line = row.levels[:, None] + slope[:, None] * (r - row.separation)
             weight = _killed(row, slope, last, optimistic)
@@ -191,7 +220,8 @@ def _weights(
         data = (1 + _RELATIVE) * weight[..., None] * jnp.stack([1 - share, share], axis=-1)
         return data, places, _ABSOLUTE + _outside(row, slope, r, last)
 
-    return jax.lax.map(one, rows)
+    found: tuple[jax.Array, jax.Array, jax.Array] = jax.lax.map(one, rows)
+    return found
 
 
 def _outside(row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array) -> jax.Array:
@@ -199,8 +229,10 @@ def _outside(row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array) -> jax.
     deviation = jnp.sqrt(row.time)
     middle = row.separation / 2 - slope * row.time  # of half the distance
     above = jax.scipy.special.ndtr((middle - r[last] / 2) / deviation)
+    # Pairs on the left that have not met: those at distances above 0.
     below = jax.scipy.special.ndtr((r[0] / 2 - middle) / deviation)
-    return above + jnp.where(row.first > 0, below, 0)
+    met = jax.scipy.special.ndtr(-middle / deviation)
+    return above + jnp.maximum(below - met, 0)
 
 
 def _killed(row: Rows, slope: jax.Array, last: jax.Array, optimistic: bool) -> jax.Array:

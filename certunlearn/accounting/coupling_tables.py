@@ -27,9 +27,12 @@ _NEAR = 3.5
 # What is charged in the dark, as a share of delta: beyond the tables, and beyond the windows.
 _FLOOR, _TAIL = 5e-3, 5e-4
 # A mirror is chosen for every so many rows and levels; between them the choice is interpolated.
-_ROWS_APART, _LEVELS_APART = 4, 8
+_ROWS_APART, _LEVELS_APART = 8, 8
 # And is kept for so many steps, as a share of those before.
-_GROWTH = 0.5
+_GROWTH = 0.3
+
+# Moments are worked out for so many windows to the left.
+_MOMENTS = 2
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _POINTS, _WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2
@@ -132,6 +135,7 @@ def solve(
     # Few different shapes, as each is compiled.
     size = 2 ** math.ceil(math.log2(max(len(grid) for grid in grids)))
     window = min(size, -(-max(_reach(grid, tail) for grid in grids) // 32) * 32)
+    reach = 2 * tail
 
     # Before the last block's noise the bound is exact.
     nodes = grids[-1]
@@ -157,18 +161,20 @@ def solve(
             table = _at_levels(table, top)
         key = (id(table.nodes), bool(blocks.merged[t]), separations.tobytes())
         if key not in made:
-            made = {key: _rows(separations, table.nodes, window, tail, key[1], optimistic)}
+            made = {key: _rows(separations, table.nodes, size, window, tail, key[1], optimistic)}
         rows = made[key]
         levels = top[:, None] * np.linspace(0, 1, resolution.columns)
         target = _target(table, size)
         values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
         if policies is None:
-            thetas = _choose(rows, levels, target, values, bool(blocks.merged[t]))
+            thetas = _choose(rows, levels, target, window, reach, values, bool(blocks.merged[t]))
         else:
             thetas = policies[len(chosen)]
         chosen.append(thetas)
         rows = rows._replace(levels=levels, thetas=thetas)
-        step = coupling_kernel.operator(rows, target, bool(blocks.merged[t]), optimistic)
+        step = coupling_kernel.operator(
+            rows, target, window, reach, bool(blocks.merged[t]), optimistic
+        )
         for repeat in range(again):
             if repeat:
                 values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
@@ -189,7 +195,15 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
     if table is None or separation == 0 or separation > table.nodes[-1]:
         return np.asarray(exact)
     tail, merged = _tail(solved.delta, len(blocks.noise)), bool(blocks.merged[0])
-    row = _rows(np.array([separation]), table.nodes, solved.window, tail, merged, solved.optimistic)
+    row = _rows(
+        np.array([separation]),
+        table.nodes,
+        solved.size,
+        solved.window,
+        tail,
+        merged,
+        solved.optimistic,
+    )
     # As many at a time as tables have columns.
     most = table.values.shape[1] // len(THETAS)
     pieces = -(-len(epsilons) // most)
@@ -201,6 +215,8 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
             thetas=np.broadcast_to(THETAS, shape).reshape(pieces, -1),
         ),
         _target(table, solved.size),
+        solved.window,
+        2 * tail,
         merged,
         solved.optimistic,
     )
@@ -211,7 +227,13 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
 
 
 def _choose(
-    rows: Rows, levels: np.ndarray, target: Target, values: np.ndarray, merged: bool
+    rows: Rows,
+    levels: np.ndarray,
+    target: Target,
+    window: int,
+    reach: float,
+    values: np.ndarray,
+    merged: bool,
 ) -> np.ndarray:
     """float64 `[rows, columns]`: the best mirrors, of every few states, interpolated."""
     count, columns = levels.shape
@@ -222,7 +244,7 @@ def _choose(
         levels=np.broadcast_to(levels[some][:, at, None], shape).reshape(len(some), -1),
         thetas=np.broadcast_to(THETAS, shape).reshape(len(some), -1),
     )
-    found = coupling_kernel.operator(tried, target, merged, False)(values)
+    found = coupling_kernel.operator(tried, target, window, reach, merged, False)(values)
     best = THETAS[found.reshape(shape).argmin(axis=-1)]
     by_row = np.stack([np.interp(np.arange(count), some, part) for part in best.T], axis=1)
     place = np.arange(columns) / _LEVELS_APART
@@ -277,6 +299,7 @@ def _repeats(blocks: Blocks, grids: list[np.ndarray], t: int) -> int:
 def _rows(
     separations: np.ndarray,
     nodes: np.ndarray,
+    size: int,
     window: int,
     tail: float,
     merged: bool,
@@ -289,14 +312,15 @@ def _rows(
     gap = nodes[near + 1] - nodes[near]  # the wider of the two cells beside the last near node
     time = np.ones_like(separations) if optimistic else 1 - _LOOKOUT * gap**2
     right = np.searchsorted(nodes, separations + 2 * tail) + 1
-    first = np.clip(right - window + 1, 0, max(len(nodes) - window, 0))
+    length = min(_MOMENTS * window, size)
+    first = np.clip(right - length + 1, 0, max(len(nodes) - length, 0))
     empty = np.empty((len(separations), 0))  # for levels and mirrors
     return Rows(
         separations,
         time,
         near.astype(np.int32),
         first.astype(np.int32),
-        _moments(separations, time, nodes, first, window, merged),
+        _moments(separations, time, nodes, first, length, merged),
         empty,
         empty,
     )
@@ -311,17 +335,17 @@ def _moments(
     time: np.ndarray,
     nodes: np.ndarray,
     first: np.ndarray,
-    window: int,
+    length: int,
     merged: bool,
 ) -> np.ndarray:
-    """Integrals over cells that are the same for all levels, float64 `[rows, kinds, window]`.
+    """Integrals over cells that are the same for all levels, float64 `[rows, kinds, length]`.
 
     Against the density of a Brownian distance (of rate 4) at `time`: without a mirror's killing, of
     u^0 to u^4 over each cell, u from 0 to 1; with it, of the chance that a node is hit first of
     its cell's two, of that times half the time until then, and times an eighth of its square. In
     units of e^(-(r - rho)^2 / (8 time)) at a cell's first node or, with killing, at the node.
     """
-    place = np.minimum(first[:, None] + np.arange(window), len(nodes) - 1)
+    place = np.minimum(first[:, None] + np.arange(length), len(nodes) - 1)
     h = (nodes[np.minimum(place + 1, len(nodes) - 1)] - nodes[place])[..., None]
     distance = nodes[place][..., None] + h * _POINTS
     rho, t = separations[:, None, None], time[:, None, None]
@@ -417,6 +441,10 @@ def _needed(table: Table, separations: np.ndarray, floor: float) -> np.ndarray:
     fall = np.maximum(above - below, 1e-12)
     share = np.where(low.any(axis=1), np.clip((above - math.log(floor)) / fall, 0, 1), 1.0)
     top = levels[rows, before] + share * (levels[rows, first] - levels[rows, before])
+    # It grows like the square of the distance at most. What seems to grow faster is the end of the
+    # tables, which is charged at any L.
+    squares = np.maximum(table.nodes, 1e-9) ** 2
+    top[1:] = np.minimum.accumulate(top[1:] / squares[1:]) * squares[1:]
     top[0] = top[1]
     top = np.maximum.accumulate(np.maximum(top, 1e-6))
     return np.asarray(np.interp(separations, table.nodes, top))
