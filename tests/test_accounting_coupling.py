@@ -178,7 +178,7 @@ def test_all_mass_is_accounted_for_where_the_table_ends_early(merged, top):
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_where_l_is_high_windows_are_where_the_noise_leads(merged):
-    # Two at a time share a window; the first window does not reach down to 0, where its second leads.
+    # Two at a time share a window; the first does not reach down to 0, where its second leads.
     levels = np.array([0.0, 750.0, 250.0, 250.0, 500.0, 500.0, 750.0, 750.0])
     exact = gaussian.delta(levels, 30.0)
     found, _, time = mass(30.0, 50.0, 120, 6.0, levels, merged)

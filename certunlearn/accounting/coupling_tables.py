@@ -27,7 +27,7 @@ _NEAR = 3.5
 # What is charged in the dark, as a share of delta: beyond the tables, and beyond the windows.
 _FLOOR, _TAIL = 5e-3, 5e-4
 # A mirror is chosen for every so many rows and levels; between them the choice is interpolated.
-_ROWS_APART, _LEVELS_APART = 8, 8
+_ROWS_APART, _LEVELS_APART = 4, 8
 # And is kept for so many steps, as a share of those before.
 _GROWTH = 0.3
 
