@@ -1,12 +1,18 @@
 """Batches of retain data: drawn on the device, without replacement within an epoch."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from scipy import stats
 
 from certunlearn import checks
+from certunlearn.mechanisms import DPSGD
+
+# Chance that a step's Poisson sample is larger than the room for it; see `by_dp_accounting`.
+OVERFLOW = 1e-20
 
 
 def data_size(data: Any, name: str = "retain_data") -> int:
@@ -67,3 +73,29 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
         if position == 0:
             order = epoch_order(key, epoch, size)
         yield order[position * batch_size : (position + 1) * batch_size]
+
+
+def poisson_capacity(size: int, rate: float) -> int:
+    """Room for a Poisson sample, too little with a chance of `OVERFLOW` at most."""
+    if rate == 1:
+        return size
+    return int(min(size, stats.binom.isf(OVERFLOW, size, rate) + 1))
+
+
+def poisson_sample(data: Any, key: jax.Array, mechanism: DPSGD) -> tuple[Any, float]:
+    """One step's sample: every example with the sampling rate's chance.
+
+    Returns:
+      ((examples, taken), factor): as many examples as there is room for, a bool for each, and what
+      their mean gradient (zero where not taken) must be multiplied by for the mechanism's update.
+      A sample too large for its room is cut.
+    """
+    size, rate = data_size(data), mechanism.sampling_rate
+    room = poisson_capacity(size, rate)
+    # Uniform float32 numbers are multiples of 2^-23: a rate that is one has exactly its chance,
+    # and a lower rate is as private.
+    rounded = math.floor(rate * 2**23) / 2**23
+    chosen = jax.random.uniform(key, (size,), jnp.float32) < rounded
+    places = jnp.nonzero(chosen, size=room, fill_value=0)[0]
+    taken = jnp.arange(room) < jnp.sum(chosen)
+    return (jax.tree.map(lambda x: x[places], data), taken), room / mechanism.batch_size

@@ -34,7 +34,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "epsilon": _NUMBER,
     "epsilon_lower_bound": (int, float, type(None)),
     "delta": _NUMBER,
-    "mu": _NUMBER,
+    "mu": (int, float, type(None)),
     "total_variation": _NUMBER,
     "accountant": (str,),
     "steps_run": (int,),
@@ -81,7 +81,8 @@ class Certificate:
         loss and data of its own choice, reaches that much, so the true epsilon lies between this
         and `epsilon`. None if it is not known, as for more than 2,000 steps.
       delta: the claim's delta.
-      mu: Gaussian-DP parameter of the run by shifted interpolation.
+      mu: Gaussian-DP parameter of the run by shifted interpolation; None for DP-SGD, which is no
+        pair of runs with separations.
       total_variation: no event is more likely than under the reference by more than this.
       accountant: which accountant derived epsilon and total_variation.
       steps_run: number of noisy steps that were run.
@@ -105,7 +106,7 @@ class Certificate:
     epsilon: float
     epsilon_lower_bound: float | None = None
     delta: float
-    mu: float
+    mu: float | None
     total_variation: float
     accountant: str
     steps_run: int
@@ -122,8 +123,8 @@ class Certificate:
 
     @property
     def reference(self) -> str:
-        """What the claim compares with: the mechanism's `"retrained"` or `"center"`."""
-        return self.mechanism["reference"]
+        """What the claim compares with: `"retrained"` or `"center"`."""
+        return self.mechanism.get("reference", "retrained")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the certificate as JSON; `path` is replaced whole or not at all."""
@@ -153,7 +154,7 @@ class Certificate:
 
 
 def certify(
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     *,
     noise_scale: Any,
     delta: float,
@@ -170,7 +171,7 @@ def certify(
     """Issues the certificate of a run, for `unlearn` and for hand-written loops.
 
     Args:
-      mechanism: the planned run.
+      mechanism: the planned run, any of `certunlearn.mechanisms`.
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
       delta: the claim's delta.
       params: the released parameters, a pytree of arrays.
@@ -198,6 +199,7 @@ def certify(
     delta = checks.open_unit("delta", delta)
     forget_size = checks.optional_count("forget_size", forget_size)
     retain_size = checks.optional_count("retain_size", retain_size)
+    mechanisms.check(mechanism)
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run = mechanism.steps if steps_run is None else steps_run
     run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
@@ -289,7 +291,7 @@ def format_problems(record: Any) -> list[str]:
         if len(digest) != 64 or any(c not in "0123456789abcdef" for c in digest):
             problems.append(f"{name} must be 64 hexadecimal digits, got {digest!r}")
     for name in ("epsilon", "mu", "total_variation"):
-        if not (math.isfinite(record[name]) and record[name] >= 0):
+        if record[name] is not None and not (math.isfinite(record[name]) and record[name] >= 0):
             problems.append(f"{name} must be finite and not negative, got {record[name]!r}")
     least = record["epsilon_lower_bound"]
     if least is not None and not 0 <= least < math.inf:

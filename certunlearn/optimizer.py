@@ -7,8 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, schedules, transforms, trees
-from certunlearn.mechanisms import GradientClipping
+from certunlearn import checks, mechanisms, schedules, transforms, trees
+from certunlearn.mechanisms import (
+    DPSGD,
+    DescentToDelete,
+    GradientClipping,
+    ModelClipping,
+    OutputPerturbation,
+    ProjectedNoisySGD,
+    RewindToDelete,
+)
 
 
 class NoisySgdState(NamedTuple):
@@ -30,25 +38,28 @@ class ZeroNonfiniteState(NamedTuple):
 
 
 def noisy_sgd(
-    mechanism: GradientClipping,
+    mechanism: Any,
     noise_scale: Any,
     *,
     key: Any,
     center: Any = None,
     before_clip: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that a `GradientClipping` certificate speaks about, as one Optax transform.
+    """The optimizer that a certificate speaks about, as one Optax transform.
 
-    One update is `-learning_rate * (clip(g) + weight_decay * (params - center)) + noise`. After
-    `mechanism.steps` updates it returns zeros, so that the parameters stay those of the last step.
+    For `GradientClipping` one update is `-learning_rate * (clip(g) + weight_decay * (params -
+    center)) + noise`; for others, what their docstrings say, with noise and projection where they
+    have them. After `mechanism.steps` updates it returns zeros, so that the parameters stay those
+    of the last step.
 
     Args:
-      mechanism: clip norm, learning rate, weight decay (schedules by step number) and steps.
+      mechanism: any of them. For `DPSGD` updates must be sums of clipped gradients over
+        `batch_size`, of a Poisson sample: `unlearn` sees to that.
       noise_scale: standard deviation in parameter units, as `noise_scale(mechanism, ...)` gives
         it: a number, `[steps]` numbers or a schedule.
       key: secret and used for one run only; see `add_gaussian_noise`.
-      center: the mechanism's public centre, structured like the parameters that `init` gets (for
-        `nnx.Optimizer`, like `nnx.state(model, nnx.Param)`); None is the origin.
+      center: the mechanism's public centre, if it has one, structured like the parameters that
+        `init` gets (for `nnx.Optimizer`, like `nnx.state(model, nnx.Param)`); None is the origin.
       before_clip: transform applied to gradients before the clip, such as
         `optax.scale_by_adam()`; its state starts fresh. Non-finite gradients reach it as zeros and
         are counted in a `ZeroNonfiniteState`.
@@ -64,7 +75,8 @@ def noisy_sgd(
         would swallow the noise) or `center` has another structure.
 
     Guarantee:
-      Parameters that start within `init_radius` of the centre (`clip_params`) and take
+      For `GradientClipping`, and so for others with what they assume instead:
+      parameters that start within `init_radius` of the centre (`clip_params`) and take
       `mechanism.steps` of these updates are (epsilon, delta)-indistinguishable as the accountants
       state for this mechanism and noise scale, under `mechanism.assumptions`. Each update moves the
       parameters by a strictly clipped gradient whatever the gradient is, NaN included. Rounding in
@@ -101,8 +113,9 @@ def noisy_sgd(
     >>> updates.tolist(), int(state.count)
     ([0.0, 0.0], 2)
     """
-    if not isinstance(mechanism, GradientClipping):
-        raise TypeError(f"mechanism must be a GradientClipping, got {mechanism!r}")
+    mechanisms.check(mechanism)
+    if before_clip is not None and not isinstance(mechanism, GradientClipping):
+        raise ValueError(f"before_clip is for GradientClipping, not {type(mechanism).__name__}")
     if before_clip is not None and mechanism.memoryless:
         raise ValueError(
             "before_clip may carry state from step to step, which a memoryless mechanism excludes: "
@@ -111,16 +124,7 @@ def noisy_sgd(
         )
     if not schedules.is_traced(noise_scale):
         noise_scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-    parts = [] if before_clip is None else [_zero_nonfinite(), before_clip]
-    parts.append(transforms.clip_by_global_norm(schedules.scalar_or_lookup(mechanism.clip_norm)))
-    # Without decay the centre plays no part, and parameters are not needed.
-    if np.any(mechanism.weight_decay):
-        parts.append(
-            transforms.decay_toward(schedules.scalar_or_lookup(mechanism.weight_decay), center)
-        )
-    parts.append(optax.scale_by_learning_rate(schedules.scalar_or_lookup(mechanism.learning_rate)))
-    parts.append(transforms.add_gaussian_noise(schedules.scalar_or_lookup(noise_scale), key))
-    chain = optax.chain(*parts)
+    chain = optax.chain(*_parts(mechanism, noise_scale, key, center, before_clip))
 
     def init(params: Any) -> NoisySgdState:
         trees.check_wide(params)
@@ -137,6 +141,54 @@ def noisy_sgd(
         return updates, NoisySgdState(state.count + live.astype(jnp.int32), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _parts(
+    mechanism: Any,
+    noise_scale: Any,
+    key: Any,
+    center: Any,
+    before_clip: optax.GradientTransformation | None,
+) -> list[Any]:
+    """The transforms of one update, in order."""
+    noise = transforms.add_gaussian_noise(schedules.scalar_or_lookup(noise_scale), key)
+    match mechanism:
+        case GradientClipping():
+            first = [] if before_clip is None else [_zero_nonfinite(), before_clip]
+            return [*first, _clip(mechanism), *_descent(mechanism, center), noise]
+        case ModelClipping(clip_norm=None):
+            project = transforms.project_onto_ball(mechanism.model_radius, center)
+            return [_zero_nonfinite(), *_descent(mechanism, center), project, noise]
+        case ModelClipping():
+            project = transforms.project_onto_ball(mechanism.model_radius, center)
+            return [_clip(mechanism), *_descent(mechanism, center), noise, project]
+        case OutputPerturbation():
+            return [optax.set_to_zero(), noise]
+        case ProjectedNoisySGD(radius=float(radius)):
+            project = transforms.project_onto_ball(radius, center)
+            return [_zero_nonfinite(), *_descent(mechanism), noise, project]
+        case ProjectedNoisySGD() | DPSGD():
+            return [_zero_nonfinite(), *_descent(mechanism), noise]
+        case DescentToDelete() | RewindToDelete():
+            where = jnp.where if schedules.is_traced(noise_scale) else np.where
+            at_last = where(mechanism.noisy, noise_scale, 0.0)
+            late = transforms.add_gaussian_noise(schedules.scalar_or_lookup(at_last), key)
+            return [_zero_nonfinite(), *_descent(mechanism), late]
+    raise TypeError(f"no optimizer for {mechanism!r}")
+
+
+def _clip(mechanism: Any) -> optax.GradientTransformation:
+    return transforms.clip_by_global_norm(schedules.scalar_or_lookup(mechanism.clip_norm))
+
+
+def _descent(mechanism: Any, center: Any = None) -> list[optax.GradientTransformation]:
+    parts = []
+    # Without decay the centre plays no part, and parameters are not needed.
+    if np.any(getattr(mechanism, "weight_decay", 0)):
+        decay = schedules.scalar_or_lookup(mechanism.weight_decay)
+        parts.append(transforms.decay_toward(decay, center))
+    rate = schedules.scalar_or_lookup(mechanism.learning_rate)
+    return [*parts, optax.scale_by_learning_rate(rate)]
 
 
 def _zero_nonfinite() -> optax.GradientTransformation:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from certunlearn import batches, gradients, mechanisms, transforms
+from certunlearn import batches, gradients, keys, transforms
+from certunlearn.mechanisms import DPSGD
 from certunlearn.optimizer import ZeroNonfiniteState
 
 Carry = tuple[list[jax.Array], optax.OptState]
@@ -34,7 +35,7 @@ class StepStats(NamedTuple):
 def noisy_steps(
     loss_fn: Callable[[Any, Any], jax.Array],
     tx: optax.GradientTransformation,
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     batch_size: int,
     per_example: bool,
     microbatch_size: int | None,
@@ -42,9 +43,13 @@ def noisy_steps(
     """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
 
     `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
-    `position` on; `step` is the number of the first. The old carry's memory is used again.
+    `position` on; `step` is the number of the first. The old carry's memory is used again. For
+    `DPSGD` every step draws a Poisson sample of its own instead; `order` is then the sampling key's
+    data.
     """
-    clip_norm = jnp.broadcast_to(jnp.asarray(mechanism.clip_norm), (mechanism.steps,))
+    per_example = per_example or isinstance(mechanism, DPSGD)
+    if per_example:
+        clip_norm = jnp.broadcast_to(jnp.asarray(mechanism.clip_norm), (mechanism.steps,))
 
     @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
     def run(
@@ -52,17 +57,25 @@ def noisy_steps(
     ) -> tuple[Carry, StepStats]:
         def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
             leaves, opt_state = carry
-            batch = batch_at(data, order, position + offset, batch_size)
             before = _counts(opt_state)
+            loss_of, factor = loss_fn, 1.0
+            if isinstance(mechanism, DPSGD):
+                batch, factor = batches.poisson_sample(
+                    data, jax.random.fold_in(keys.as_key(order), step + offset), mechanism
+                )
+                loss_of = _weighted(loss_fn)
+            else:
+                batch = batch_at(data, order, position + offset, batch_size)
             if per_example:
                 # A Python float where it is constant, so that it is checked and rounded exactly.
                 limit = mechanism.clip_norm
                 if isinstance(limit, tuple):
                     limit = clip_norm[step + offset]
                 value_and_grad = gradients.clipped_value_and_grad(
-                    loss_fn, limit, microbatch_size=microbatch_size, with_stats=True
+                    loss_of, limit, microbatch_size=microbatch_size, with_stats=True
                 )
                 (loss, stats), grads = value_and_grad(leaves, batch)
+                grads = jax.tree.map(lambda g: factor * g, grads)
             else:
                 loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
             updates, opt_state = tx.update(grads, opt_state, leaves)
@@ -81,6 +94,16 @@ def noisy_steps(
     return run
 
 
+def _weighted(loss_fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
+    """The loss of one example of a sample: nothing where a place was left empty."""
+
+    def loss(leaves: list[jax.Array], batch: Any) -> jax.Array:
+        examples, taken = batch
+        return jnp.where(taken[0], loss_fn(leaves, examples), 0.0)
+
+    return loss
+
+
 def calls(
     key: jax.Array,
     size: int,
@@ -88,19 +111,23 @@ def calls(
     first: int,
     stop: int,
     pause_every: int | None,
+    sampling: bool = False,
 ) -> Iterator[tuple[jax.Array, int, int, int]]:
     """Cuts the steps first, ..., stop - 1 into compiled calls.
 
     Yields:
       (order of the epoch, number of the first batch in it, number of the first step, steps). No
-      call crosses an epoch's end or a multiple of `pause_every`.
+      call crosses an epoch's end or a multiple of `pause_every`. With `sampling` there are no
+      epochs, and the key's data takes the order's place.
     """
     longest = _STEPS_PER_CALL if rolled() else 1
-    per_epoch = size // batch_size
+    per_epoch = stop if sampling else size // batch_size
     step, epoch_drawn = first, -1
     while step < stop:
         epoch, position = divmod(step, per_epoch)
-        if epoch != epoch_drawn:
+        if sampling:
+            order = jax.random.key_data(key)
+        elif epoch != epoch_drawn:
             order, epoch_drawn = batches.epoch_order(key, epoch, size), epoch
         count = min(longest, stop - step, per_epoch - position)
         if pause_every is not None:
@@ -148,9 +175,11 @@ def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any
 
 def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
     """How many gradients were clipped so far, and how many were not finite."""
-    clip = _find(opt_state, transforms.ClipByGlobalNormState)[-1]  # before_clip may have its own
+    clips = _find(opt_state, transforms.ClipByGlobalNormState)[-1:]  # before_clip may have its own
     zeroed = [state.zeroed for state in _find(opt_state, ZeroNonfiniteState)]
-    return clip.clipped, clip.nonfinite + sum(zeroed)
+    zeroed += [clip.nonfinite for clip in clips]
+    none = jnp.zeros((), jnp.int32)
+    return sum((clip.clipped for clip in clips), none), sum(zeroed, none)
 
 
 def _find(opt_state: optax.OptState, kind: type) -> list[Any]:

@@ -197,6 +197,64 @@ def decay_toward(weight_decay: Any, center: Any = None) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
+def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransformation:
+    """Changes updates so that the updated parameters are in the L2 ball around a public centre.
+
+    Args:
+      radius: between 1e-30 and 1e30, over all leaves together.
+      center: pytree like the parameters; None is the origin.
+
+    Returns:
+      A stateless transform, whose update needs the parameters.
+
+    Raises:
+      TypeError: if `radius` is not a number.
+      ValueError: if it is out of range; by update, if the parameters are missing, or `center`
+        differs from them in structure or shape.
+
+    Guarantee:
+      `||params + updates - center|| <= radius` in real arithmetic; updated parameters that are not
+      finite become the centre. The sum of parameters and update rounds as any update does.
+
+    Source:
+      Koloskova et al. (ICML 2025), model clipping.
+
+    >>> tx, params = project_onto_ball(1.0), jnp.array([0.0, 0.5])
+    >>> updates, _ = tx.update(jnp.array([3.0, 3.5]), tx.init(params), params)
+    >>> print((params + updates).round(3))
+    [0.6 0.8]
+    """
+    norms.check_norm("radius", radius)
+
+    def init(params: Any) -> optax.EmptyState:
+        if center is not None:
+            trees.check_same_structure(params, center)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("project_onto_ball needs params: call update(updates, state, params)")
+        leaves = jax.tree.leaves(params)
+        middles: list[Any] = [0.0] * len(leaves)
+        if center is not None:
+            middles = jax.tree.leaves(center)
+            trees.check_same_shapes(params, middles)
+        moves, treedef = jax.tree.flatten(updates)
+        offsets = [
+            p - jnp.asarray(c, jnp.result_type(p)) for p, c in zip(leaves, middles, strict=True)
+        ]
+        moved = [o + u for o, u in zip(offsets, moves, strict=True)]
+        result = norms.clip_tree(moved, radius)
+        inside = ~(result.clipped | result.nonfinite)
+        moves = [
+            jnp.where(inside, u, new - o)
+            for u, new, o in zip(moves, result.tree, offsets, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, moves), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformation:
     """Adds independent Gaussian noise to every coordinate of the updates.
 

@@ -25,7 +25,7 @@ from certunlearn import (
     mechanisms,
     model_state,
     steps,
-    transforms,
+    systems,
     trees,
 )
 from certunlearn import keys as keys_lib
@@ -55,7 +55,7 @@ def unlearn(
     loss_fn: Callable[[Any, Any], jax.Array],
     params: Any,
     retain_data: Any,
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     *,
     delta: float,
     batch_size: int,
@@ -79,8 +79,9 @@ def unlearn(
 ) -> UnlearningResult:
     """Makes a trained model forget, with a certificate (Koloskova et al., ICML 2025).
 
-    Projects `params` onto the mechanism's ball, runs its noisy steps on retain data, then
-    optionally fine-tunes without noise. Ctrl-C during the noisy steps ends them early; the result
+    For `GradientClipping`: projects `params` onto the mechanism's ball, runs its noisy steps on
+    retain data, then optionally fine-tunes without noise; for other mechanisms, what their
+    docstrings say. Ctrl-C during the noisy steps ends them early; the result
     then certifies what was really run, and `history.state` can be resumed.
 
     Args:
@@ -88,9 +89,10 @@ def unlearn(
       params: the trained parameters: a pytree of float32 or float64 arrays, or a Flax Linen
         variable dict, `TrainState` or NNX module (see `extract_params` for what `loss_fn` gets).
       retain_data: pytree of arrays with a common leading axis; no forget data.
-      mechanism: what the noisy steps do.
+      mechanism: what the noisy steps do: any of `certunlearn.mechanisms`. With `DPSGD` this is the
+        training itself, on all the data.
       delta: the certificate's delta.
-      batch_size: examples in a batch.
+      batch_size: examples in a batch; for `DPSGD` that of the mechanism, for `RewindToDelete` all.
       epsilon: the certificate's epsilon; the noise is calibrated to it. Or give
       noise_scale: standard deviation of the noise in parameter units, a number, `[steps]` numbers
         or a schedule; epsilon then follows from it.
@@ -130,8 +132,7 @@ def unlearn(
       `certificate` states it. It covers `params` of the result (and `model_state`), nothing else:
       see `certificate.assumptions`. Fine-tuning is post-processing and costs nothing.
     """
-    if not isinstance(mechanism, mechanisms.GradientClipping):
-        raise TypeError(f"mechanism must be a GradientClipping, got {mechanism!r}")
+    mechanisms.check(mechanism)
     full = model_state.extract_params(params, recompute_state)
     split = leaves.Split.make(full, frozen)
     trees.check_wide(split.by_name)
@@ -139,6 +140,14 @@ def unlearn(
     data = jax.tree.map(jnp.asarray, retain_data)
     size = batches.data_size(data)
     batch_size = batches.check_batch_size(batch_size, size)
+    systems.check_run(
+        mechanism,
+        size=size,
+        batch_size=batch_size,
+        per_example=per_example,
+        centered=center is not None,
+        finetuned=finetune is not None or recompute_state is not None,
+    )
     if not per_example and microbatch_size is not None:
         raise ValueError(f"microbatch_size={microbatch_size} needs per_example=True")
     optimizer, finetune_steps = _finetune(finetune)
@@ -147,13 +156,14 @@ def unlearn(
     stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
     if stop > mechanism.steps:
         raise ValueError(f"stop_after must be at most steps={mechanism.steps}, got {stop}")
+    mechanism.first(stop)  # not every one can stop early
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
 
     center_leaves = None if center is None else split.like_params("center", center)
-    start = transforms.clip_params(split.trainable, mechanism.init_radius, center_leaves)
+    keys, key_source = _keys(key, resume)
+    start = systems.start(mechanism, split.trainable, center_leaves, keys.noise)
     trained_digest = files.params_digest(full)
     start_digest = files.params_digest(split.merge(start))
-    keys, key_source = _keys(key, resume)
     tx = noisy_sgd(mechanism, scale, key=keys.noise, center=center_leaves, before_clip=before_clip)
     carry: steps.Carry = (start, tx.init(start))
     plan = _plan_digest(mechanism, scale, size, batch_size, per_example, carry)
@@ -180,7 +190,7 @@ def unlearn(
     total = stop - step + (finetune_steps if stop == mechanism.steps else 0)
     with interrupts.deferred_interrupts() as interrupted, _bar(total, progress) as advance:
         for order, position, at, count in steps.calls(
-            keys.data, size, batch_size, step, stop, pause_every
+            keys.data, size, batch_size, step, stop, pause_every, systems.samples(mechanism)
         ):
             carry, numbers = run(carry, data, order, position, at, count=count)
             stats.append(numbers)
@@ -188,6 +198,8 @@ def unlearn(
             advance(count)
             look(step, carry[0], step == stop)
             if interrupted() and step < stop:
+                if not np.any(mechanism.noisy[:step]):
+                    raise KeyboardInterrupt("stopped before any noise: nothing can be released")
                 warnings.warn(_interrupted(step, mechanism.steps), stacklevel=2)
                 break
         trainable, opt_state = carry
@@ -256,7 +268,7 @@ def _finetune(
 
 
 def _noise_scale(
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     epsilon: float | None,
     noise_scale: Any,
     delta: float,
@@ -274,7 +286,8 @@ def _noise_scale(
         )
     # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
     # least of all accountants does; the others' time is saved for the end.
-    accountant = "interpolation" if accountant is None else accountant
+    if accountant is None and "interpolation" in accounting.available(mechanism):
+        accountant = "interpolation"
     accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)
 
@@ -292,7 +305,7 @@ def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_l
 
 
 def _plan_digest(
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     scale: checks.PerStep,
     size: int,
     batch_size: int,

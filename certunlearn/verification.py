@@ -91,7 +91,9 @@ def _claim_problems(certificate: Certificate) -> list[str]:
     tolerance = certificates.COUPLING_TOLERANCE if coupled else certificates.TOLERANCE
     for name, value in derived.items():
         recorded = getattr(certificate, name)
-        if not math.isclose(recorded, value, rel_tol=tolerance, abs_tol=1e-15):
+        if (recorded is None) != (value is None) or not math.isclose(
+            recorded or 0.0, value or 0.0, rel_tol=tolerance, abs_tol=1e-15
+        ):
             problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
     if certificate.assumptions != list(planned.assumptions):
         problems.append("the assumptions are not those of the mechanism")
@@ -99,7 +101,7 @@ def _claim_problems(certificate: Certificate) -> list[str]:
 
 
 def _lower_bound_problems(
-    certificate: Certificate, run: mechanisms.GradientClipping, run_scale: checks.PerStep
+    certificate: Certificate, run: Any, run_scale: checks.PerStep
 ) -> list[str]:
     """Whether the recorded lower bound is more than is known: a smaller one is as true."""
     recorded = certificate.epsilon_lower_bound
@@ -107,6 +109,8 @@ def _lower_bound_problems(
         return []
     if recorded > certificate.epsilon * (1 + certificates.TOLERANCE):
         return [f"epsilon_lower_bound is recorded as {recorded!r}, above epsilon itself"]
+    if not run.attackable:
+        return [f"epsilon_lower_bound is recorded as {recorded!r}, but no such attack is known"]
     reached = accounting.affordable_lower_bound(run, noise_scale=run_scale, delta=certificate.delta)
     if reached is None:
         return [
@@ -149,9 +153,9 @@ def _summary(certificate: Certificate) -> str:
     noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
     lines = [
         f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
-        f"{record.get('reference')!r}, by the {certificate.accountant} accountant",
+        f"{certificate.reference!r}, by the {certificate.accountant} accountant",
         f"mechanism           {record.get('name')}, {certificate.steps_run} of "
-        f"{record.get('steps')} noisy steps, then {certificate.finetune_steps} without noise",
+        f"{record.get('steps', 1)} noisy steps, then {certificate.finetune_steps} without noise",
         f"noise scale         {noise_text} (standard deviation, parameter units)",
         f"true epsilon        {interval(certificate)}",
         f"total variation     at most {certificate.total_variation:.4g} from the reference",

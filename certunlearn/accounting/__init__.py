@@ -5,15 +5,34 @@ parameter units.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from certunlearn import checks
-from certunlearn.accounting import attack, closed_form, coupling, gaussian, interpolation
+from certunlearn import checks, mechanisms
+from certunlearn.accounting import (
+    attack,
+    by_coupling,
+    by_dp_accounting,
+    by_interpolation,
+    closed_form,
+    coupling,
+    interpolation,
+    product,
+    runs,
+)
 
-ACCOUNTANTS = ("interpolation", "closed-form", "coupling")
+# An accountant is a module that says of which mechanisms it refuses to speak, and has the functions
+# below without their checks.
+_ACCOUNTANTS: dict[str, ModuleType] = {
+    "interpolation": by_interpolation,
+    "closed-form": closed_form,
+    "coupling": by_coupling,
+    "product": product,
+    "dp-accounting": by_dp_accounting,
+}
+ACCOUNTANTS = tuple(_ACCOUNTANTS)
 
 # Most steps for which plans and certificates work out `epsilon_lower_bound`: a few seconds.
 MOST_ATTACKED = 2000
@@ -26,32 +45,8 @@ _COUPLED_MU = 20.0
 _TIE = 1e-9
 
 
-class Mechanism(Protocol):
-    """What an accountant sees of a mechanism: separations, and how far apart two starts can be."""
-
-    @property
-    def initial_distance(self) -> float:
-        """Largest distance of the two starts, in parameter units."""
-
-    @property
-    def contraction(self) -> np.ndarray:
-        """float64 `[steps]`."""
-
-    @property
-    def shift(self) -> np.ndarray:
-        """float64 `[steps]`, in parameter units."""
-
-    @property
-    def steps(self) -> int:
-        """Number of noisy steps."""
-
-    @property
-    def memoryless(self) -> bool:
-        """Whether updates depend on the past through the current parameters only."""
-
-
 def epsilon(
-    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str | None = None
+    mechanism: Any, *, noise_scale: Any, delta: float, accountant: str | None = None
 ) -> float:
     """The epsilon that a run of the mechanism with this noise is certified for.
 
@@ -62,17 +57,19 @@ def epsilon(
       delta: strictly between 0 and 1.
       accountant: None for the least epsilon that any of them certifies (see `least_epsilon`);
         `"interpolation"`, exact shifted interpolation, in no time; `"closed-form"`, the published
-        formulas, refused where they are unsound; or `"coupling"`, reflection coupling, which is far
+        formulas, refused where they are unsound; `"coupling"`, reflection coupling, which is far
         tighter but for memoryless mechanisms only and takes seconds (see
-        `certunlearn.accounting.coupling`).
+        `certunlearn.accounting.coupling`); `"product"`, a product of contraction coefficients, for
+        models that are projected at every step; `"dp-accounting"`, for `DPSGD`. `available` says
+        which may be asked for a mechanism.
 
     Returns:
       epsilon >= 0, rounded up; 0 if delta alone covers the total variation.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
-      ValueError: if one is out of range, the closed form does not hold, or coupling is asked for a
-        mechanism with memory.
+      ValueError: if one is out of range, the closed form does not hold, or the accountant is not
+        for such a mechanism, as coupling is not for one with memory.
 
     Guarantee:
       The last parameters are (epsilon, delta)-indistinguishable from those of the mechanism's
@@ -91,14 +88,10 @@ def epsilon(
     scale = _arguments(mechanism, noise_scale, accountant)
     if accountant is None:
         return least_epsilon(mechanism, noise_scale=scale, delta=delta)[0]
-    if accountant == "closed-form":
-        return closed_form.epsilon(mechanism, scale, delta)
-    if accountant == "coupling":
-        return coupling.epsilon(_coupled(mechanism, scale), delta)
-    return float(gaussian.epsilon(_mu_curve(mechanism, scale)[-1], delta))
+    return float(_ACCOUNTANTS[accountant].epsilon(mechanism, scale, delta))
 
 
-def least_epsilon(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> tuple[float, str]:
+def least_epsilon(mechanism: Any, *, noise_scale: Any, delta: float) -> tuple[float, str]:
     """The least epsilon that any accountant certifies, and the accountant that does.
 
     Arguments, errors and guarantee as for `epsilon`.
@@ -113,12 +106,16 @@ def least_epsilon(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> tu
     """
     delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale)
-    names = _candidates(mechanism, scale)
-    return _least(list(zip(_by_each(epsilon, mechanism, scale, delta=delta), names, strict=True)))
+    return _least(
+        [
+            (_ACCOUNTANTS[name].epsilon(mechanism, scale, delta), name)
+            for name in _candidates(mechanism, scale)
+        ]
+    )
 
 
 def delta(
-    mechanism: Mechanism, *, noise_scale: Any, epsilon: float, accountant: str | None = None
+    mechanism: Any, *, noise_scale: Any, epsilon: float, accountant: str | None = None
 ) -> float:
     """The delta at which a run with this noise is certified for `epsilon`.
 
@@ -133,17 +130,12 @@ def delta(
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon must be finite and at least 0, got {epsilon!r}")
     scale = _arguments(mechanism, noise_scale, accountant)
-    if accountant is None:
-        return min(_by_each(delta, mechanism, scale, epsilon=epsilon))
-    if accountant == "closed-form":
-        return closed_form.delta(mechanism, scale, epsilon)
-    if accountant == "coupling":
-        return coupling.delta(_coupled(mechanism, scale), epsilon)
-    return float(gaussian.delta(epsilon, _mu_curve(mechanism, scale)[-1]))
+    names = _candidates(mechanism, scale) if accountant is None else (accountant,)
+    return min(float(_ACCOUNTANTS[name].delta(mechanism, scale, epsilon)) for name in names)
 
 
 def noise_scale(
-    mechanism: Mechanism,
+    mechanism: Any,
     *,
     epsilon: float,
     delta: float,
@@ -179,28 +171,21 @@ def noise_scale(
     """
     target, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     _arguments(mechanism, 1.0, accountant)
-    if accountant is None:
-        largest = noise_scale(mechanism, epsilon=target, delta=delta, accountant="interpolation")
-        found = [(largest, "interpolation")]
-        if "coupling" in _candidates(mechanism, largest):
-            least = coupling.noise_scale(_coupled(mechanism, 1.0), target, delta, progress)
-            # For this noise, too, the default must be coupling.
-            if "coupling" in _candidates(mechanism, least):
-                found.append((least, "coupling"))
-        return _least(found)[0]
-    if accountant == "closed-form":
-        return closed_form.noise_scale(mechanism, target, delta)
-    if accountant == "coupling":
-        return coupling.noise_scale(_coupled(mechanism, 1.0), target, delta, progress)
-    unit = _mu_curve(mechanism, 1.0)[-1]
-    sigma = unit / gaussian.mu(target, delta)
-    while gaussian.epsilon(unit / sigma, delta) > target:  # the last digits' rounding, if any
-        sigma *= 1 + 1e-12
-    return float(sigma)
+    if accountant is not None:
+        return float(_ACCOUNTANTS[accountant].noise_scale(mechanism, target, delta, progress))
+    found: list[tuple[float, str]] = []
+    for name in available(mechanism):
+        # For the noise that is found, too, this must be an accountant that is asked by default.
+        if name not in _candidates(mechanism, found[0][0] if found else None):
+            continue
+        least = float(_ACCOUNTANTS[name].noise_scale(mechanism, target, delta, progress))
+        if name in _candidates(mechanism, least):
+            found.append((least, name))
+    return _least(found)[0]
 
 
 def epsilon_curve(
-    mechanism: Mechanism, *, noise_scale: Any, delta: float, accountant: str | None = None
+    mechanism: Any, *, noise_scale: Any, delta: float, accountant: str | None = None
 ) -> np.ndarray:
     """The certified epsilon of a run that stops after 0, 1, ..., steps noisy steps.
 
@@ -218,16 +203,12 @@ def epsilon_curve(
     """
     delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale, accountant)
-    if accountant is None:
-        return np.min(_by_each(epsilon_curve, mechanism, scale, delta=delta), axis=0)
-    if accountant == "closed-form":
-        return closed_form.epsilon_curve(mechanism, scale, delta)
-    if accountant == "coupling":
-        return coupling.epsilon_curve(_coupled(mechanism, scale), delta)
-    return np.concatenate([[np.inf], gaussian.epsilon(_mu_curve(mechanism, scale), delta)])
+    names = _candidates(mechanism, scale) if accountant is None else (accountant,)
+    curves = [_ACCOUNTANTS[name].epsilon_curve(mechanism, scale, delta) for name in names]
+    return np.asarray(np.min(curves, axis=0))
 
 
-def epsilon_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> float:
+def epsilon_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> float:
     """An epsilon that the true one is not below: what the best attack known reaches.
 
     Arguments and errors as for `epsilon`. The truth lies between this and any accountant's epsilon,
@@ -235,6 +216,9 @@ def epsilon_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float)
 
     Returns:
       epsilon >= 0, rounded down; at most 300.
+
+    Raises:
+      ValueError: if no attack is known on such a mechanism, or an argument is out of range.
 
     Source:
       An adversary's choice of loss, found by policy iteration: see `accounting.attack`.
@@ -246,13 +230,20 @@ def epsilon_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float)
     """
     delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale)
-    return attack.epsilon(
-        mechanism.initial_distance, mechanism.contraction, mechanism.shift, np.asarray(scale), delta
-    )
+    if not mechanism.attackable:
+        raise ValueError(
+            f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
+            "assumptions exclude an attack would have to respect"
+        )
+    contraction, shift, noise = mechanism.contraction, mechanism.shift, runs.noise(mechanism, scale)
+    if mechanism.init_noise_scale > 0:  # a first step that does nothing
+        contraction, shift = np.insert(contraction, 0, 1.0), np.insert(shift, 0, 0.0)
+        noise = np.insert(noise, 0, mechanism.init_noise_scale)
+    return attack.epsilon(mechanism.initial_distance, contraction, shift, noise, delta)
 
 
 def epsilon_bracket(
-    mechanism: Mechanism, *, noise_scale: Any, delta: float, tolerance: float = 0.02
+    mechanism: Any, *, noise_scale: Any, delta: float, tolerance: float = 0.02
 ) -> tuple[float, float]:
     """Coupling's epsilon with every rounding of its tables to one side, and to the other.
 
@@ -279,37 +270,46 @@ def epsilon_bracket(
     """
     delta, tolerance = checks.open_unit("delta", delta), checks.positive("tolerance", tolerance)
     scale = _arguments(mechanism, noise_scale)
-    return coupling.bracket(_coupled(mechanism, scale), delta, tolerance)
+    refused = by_coupling.refusal(mechanism)
+    if refused:
+        raise ValueError(refused)
+    return coupling.bracket(by_coupling.steps(mechanism, scale), delta, tolerance)
 
 
-def affordable_lower_bound(mechanism: Mechanism, *, noise_scale: Any, delta: float) -> float | None:
-    """`epsilon_lower_bound`, or None for more than `MOST_ATTACKED` steps: it would take long."""
+def affordable_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> float | None:
+    """`epsilon_lower_bound`, or None if there is none or it would take long.
+
+    It would for more than `MOST_ATTACKED` steps.
+    """
     scale = _arguments(mechanism, noise_scale)
-    if mechanism.steps > MOST_ATTACKED:
+    if mechanism.steps > MOST_ATTACKED or not mechanism.attackable:
         return None
     return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
 
 
-def mu(mechanism: Mechanism, *, noise_scale: Any) -> float:
-    """The run's Gaussian-DP mu by exact shifted interpolation; arguments as for `epsilon`."""
-    return float(_mu_curve(mechanism, _arguments(mechanism, noise_scale))[-1])
+def mu(mechanism: Any, *, noise_scale: Any) -> float | None:
+    """The run's Gaussian-DP mu by exact shifted interpolation; None for `DPSGD`, which has none.
+
+    Arguments as for `epsilon`.
+    """
+    scale = _arguments(mechanism, noise_scale)
+    if not runs.has_separations(mechanism):
+        return None
+    return float(runs.mu_curve(mechanism, scale)[-1])
 
 
-def total_variation(
-    mechanism: Mechanism, *, noise_scale: Any, accountant: str | None = None
-) -> float:
+def total_variation(mechanism: Any, *, noise_scale: Any, accountant: str | None = None) -> float:
     """The most by which any event can be more likely than under the reference.
 
     What no certificate can give: an unlearned model that is better than the reference process, at
-    anything, with a probability higher by more than this. By `mu` of interpolation, or by coupling
-    if that is the accountant; the lower of them if it is None. Arguments as for `epsilon`.
+    anything, with a probability higher by more than this. Delta at epsilon 0, by the accountant;
+    the least if it is None. Arguments as for `epsilon`.
     """
     scale = _arguments(mechanism, noise_scale, accountant)
-    if accountant is None:
-        return min(_by_each(total_variation, mechanism, scale))
-    if accountant == "coupling":
-        return coupling.delta(_coupled(mechanism, scale), 0.0)
-    return float(gaussian.total_variation(_mu_curve(mechanism, scale)[-1]))
+    names = _candidates(mechanism, scale) if accountant is None else (accountant,)
+    # The published formulas say nothing of it; that they hold interpolation has confirmed.
+    names = tuple("interpolation" if name == "closed-form" else name for name in names)
+    return min(float(_ACCOUNTANTS[name].delta(mechanism, scale, 0.0)) for name in names)
 
 
 def best_steps(mechanism: Any) -> int:
@@ -329,6 +329,11 @@ def best_steps(mechanism: Any) -> int:
     10
     """
     _arguments(mechanism, 1.0)
+    if not runs.has_separations(mechanism) or not np.all(mechanism.shift):
+        raise ValueError(
+            f"best_steps needs steps that drive runs apart, got {type(mechanism).__name__}: "
+            "without them every step more lowers the noise"
+        )
     contraction, shift = np.unique(mechanism.contraction), np.unique(mechanism.shift)
     if len(contraction) > 1 or len(shift) > 1:
         raise ValueError("best_steps needs constant parameters, got a mechanism with schedules")
@@ -343,24 +348,31 @@ def best_steps(mechanism: Any) -> int:
     return int(np.argmax(curve <= curve.min() * (1 + 1e-9))) + 1
 
 
-def _candidates(mechanism: Mechanism, scale: checks.PerStep) -> tuple[str, ...]:
+def available(mechanism: Any) -> tuple[str, ...]:
+    """The accountants that speak of such a mechanism.
+
+    >>> available(mechanisms.OutputPerturbation(init_radius=1.0))
+    ('interpolation', 'closed-form', 'coupling', 'product')
+    """
+    return tuple(name for name, each in _ACCOUNTANTS.items() if each.refusal(mechanism) is None)
+
+
+def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]:
     """The accountants that may give the least number, none of which refuses this noise.
 
     Not the closed form: it claims only what interpolation confirms for the very same noise, so
-    where it holds it is never below interpolation (by more than 1e-9 of delta).
+    where it holds it is never below interpolation (by more than 1e-9 of delta). And interpolation
+    alone where it is exact: without shifts, or with one noise.
     """
-    coupled = mechanism.memoryless and _mu_curve(mechanism, scale)[-1] <= _COUPLED_MU
-    return ("interpolation", "coupling") if coupled else ("interpolation",)
-
-
-def _by_each(
-    function: Callable[..., Any], mechanism: Mechanism, scale: checks.PerStep, **arguments: float
-) -> list[Any]:
-    """What a function gives by each candidate."""
-    return [
-        function(mechanism, noise_scale=scale, accountant=name, **arguments)
-        for name in _candidates(mechanism, scale)
-    ]
+    names = available(mechanism)
+    if not runs.has_separations(mechanism):
+        return names
+    names = tuple(name for name in names if name != "closed-form")
+    if np.count_nonzero(mechanism.noisy) == 1 or not np.any(mechanism.shift):
+        return ("interpolation",)
+    if scale is None or runs.mu_curve(mechanism, scale)[-1] <= _COUPLED_MU:
+        return names
+    return tuple(name for name in names if name != "coupling")
 
 
 def _least(found: list[tuple[float, str]]) -> tuple[float, str]:
@@ -372,34 +384,11 @@ def _least(found: list[tuple[float, str]]) -> tuple[float, str]:
     return best
 
 
-def _mu_curve(mechanism: Mechanism, scale: checks.PerStep) -> np.ndarray:
-    return interpolation.gdp_mu_curve(
-        mechanism.initial_distance,
-        mechanism.contraction,
-        mechanism.shift,
-        np.asarray(scale),
-        mechanism.memoryless,
-    )
-
-
-def _coupled(mechanism: Mechanism, scale: checks.PerStep) -> coupling.Steps:
-    if not mechanism.memoryless:
-        raise ValueError(
-            "accountant='coupling' needs a memoryless mechanism: with optimizer state, runs whose "
-            "parameters meet need not stay together; use accountant='interpolation'"
-        )
-    return coupling.Steps(
-        mechanism.initial_distance,
-        mechanism.contraction,
-        mechanism.shift,
-        np.broadcast_to(np.asarray(scale, float), (mechanism.steps,)),
-    )
-
-
 def _arguments(mechanism: Any, noise_scale: Any, accountant: str | None = None) -> checks.PerStep:
-    needed = ("initial_distance", "contraction", "shift", "steps", "memoryless")
-    if isinstance(mechanism, type) or not all(hasattr(mechanism, name) for name in needed):
-        raise TypeError(f"mechanism must be one, such as GradientClipping(...), got {mechanism!r}")
+    mechanisms.check(mechanism)
     if accountant is not None:
         checks.choice("accountant", accountant, ACCOUNTANTS)
+        refused = _ACCOUNTANTS[accountant].refusal(mechanism)
+        if refused is not None:
+            raise ValueError(refused)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)

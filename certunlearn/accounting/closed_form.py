@@ -10,6 +10,9 @@ They are not sound everywhere: the first fails for large epsilon (above 10.9 at 
 second for few steps too. So nothing leaves this module that exact shifted interpolation does not
 confirm for the very same noise. Where they hold they ask for 1.4 to 5 times the noise that is
 needed. They take no account of the reference: for `reference="center"` they are merely looser.
+
+For `OutputPerturbation` the published formula is the classical Gaussian mechanism (Dwork & Roth
+2014, Theorem A.1), sigma = D sqrt(2 log(1.25/delta)) / eps, which fails for eps above about 1.
 """
 
 import math
@@ -17,58 +20,85 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn.accounting import gaussian, interpolation
+from certunlearn import checks
+from certunlearn.accounting import gaussian, runs
+from certunlearn.mechanisms import GradientClipping, OutputPerturbation
 
 # Confirmed up to the rounding of two independent evaluations.
 _TOLERANCE = 1e-9
 
 
-def noise_scale(mechanism: Any, epsilon: float, delta: float) -> float:
+def refusal(mechanism: Any) -> str | None:
+    """Why this accountant cannot be used, or None."""
+    if isinstance(mechanism, GradientClipping | OutputPerturbation):
+        return None
+    return (
+        f"accountant='closed-form' knows no published formula for {type(mechanism).__name__}; "
+        "leave accountant=None"
+    )
+
+
+def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool = False) -> float:
     """The published standard deviation (parameter units), if it holds at (epsilon, delta).
 
     Raises:
       ValueError: if interpolation does not confirm it, or the mechanism has schedules.
     """
-    sigma = _unit_noise(mechanism, mechanism.steps) * math.sqrt(math.log(1 / delta)) / epsilon
+    del progress
+    sigma = _unit_noise(mechanism, mechanism.steps) * _spread(mechanism, delta) / epsilon
     _confirm(mechanism, sigma, epsilon, delta)
     return sigma
 
 
-def epsilon(mechanism: Any, noise_scale: Any, delta: float) -> float:
+def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
     """The epsilon at which the formula asks for this noise, if it holds there.
 
     Raises:
       ValueError: if interpolation does not confirm it, or there are schedules.
     """
-    sigma = _constant("noise_scale", noise_scale)
-    claimed = _unit_noise(mechanism, mechanism.steps) * math.sqrt(math.log(1 / delta)) / sigma
+    sigma = _constant("noise_scale", scale)
+    claimed = _unit_noise(mechanism, mechanism.steps) * _spread(mechanism, delta) / sigma
     _confirm(mechanism, sigma, claimed, delta)
     return claimed
 
 
-def delta(mechanism: Any, noise_scale: Any, epsilon: float) -> float:
+def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
     """The delta at which the formula asks for this noise, if it holds there.
 
     Raises:
       ValueError: if interpolation does not confirm it, or there are schedules.
     """
-    sigma = _constant("noise_scale", noise_scale)
-    claimed = math.exp(-((epsilon * sigma / _unit_noise(mechanism, mechanism.steps)) ** 2))
+    sigma = _constant("noise_scale", scale)
+    spread = epsilon * sigma / _unit_noise(mechanism, mechanism.steps)
+    if isinstance(mechanism, OutputPerturbation):
+        claimed = 1.25 * math.exp(-(spread**2) / 2)
+    else:
+        claimed = math.exp(-(spread**2))
     _confirm(mechanism, sigma, epsilon, claimed)
     return claimed
 
 
-def epsilon_curve(mechanism: Any, noise_scale: Any, delta: float) -> np.ndarray:
+def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
     """float64 `[steps + 1]`: epsilon of each number of steps; infinity where it does not hold."""
-    sigma = _constant("noise_scale", noise_scale)
+    sigma = _constant("noise_scale", scale)
     unit = np.array([_unit_noise(mechanism, t) for t in range(1, mechanism.steps + 1)])
-    claimed = unit * math.sqrt(math.log(1 / delta)) / sigma
-    holds = gaussian.delta(claimed, _mu_curve(mechanism, sigma)) <= delta * (1 + _TOLERANCE)
+    claimed = unit * _spread(mechanism, delta) / sigma
+    mu = runs.mu_curve(mechanism, sigma)
+    holds = gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
     return np.concatenate([[np.inf], np.where(holds, claimed, np.inf)])
 
 
+def _spread(mechanism: Any, delta: float) -> float:
+    """What delta contributes to the formula."""
+    if isinstance(mechanism, OutputPerturbation):
+        return math.sqrt(2 * math.log(1.25 / delta))
+    return math.sqrt(math.log(1 / delta))
+
+
 def _unit_noise(mechanism: Any, steps: int) -> float:
-    """The formula's sigma at epsilon = 1 and log(1/delta) = 1."""
+    """The formula's sigma at epsilon = 1, but for what delta contributes."""
+    if isinstance(mechanism, OutputPerturbation):
+        return mechanism.initial_distance
     c0 = mechanism.init_radius
     c1 = _constant("clip_norm", mechanism.clip_norm)
     gamma = _constant("learning_rate", mechanism.learning_rate)
@@ -89,18 +119,8 @@ def _constant(name: str, value: Any) -> float:
     return float(values[0])
 
 
-def _mu_curve(mechanism: Any, sigma: float) -> np.ndarray:
-    return interpolation.gdp_mu_curve(
-        mechanism.initial_distance,
-        mechanism.contraction,
-        mechanism.shift,
-        sigma,
-        mechanism.memoryless,
-    )
-
-
 def _confirm(mechanism: Any, sigma: float, epsilon: float, delta: float) -> None:
-    mu = _mu_curve(mechanism, sigma)[-1]
+    mu = runs.mu_curve(mechanism, sigma)[-1]
     if not gaussian.delta(epsilon, mu) <= delta * (1 + _TOLERANCE):
         held = f"gives {float(gaussian.epsilon(mu, delta)):.6g}" if 0 < delta < 1 else "gives more"
         raise ValueError(

@@ -22,11 +22,19 @@ energy (dS)^2 / dV does not change under (S, V) -> (C S, C^2 V). The hulls for t
 therefore the successive stages of one hull built point by point, in time linear in the number of
 steps. U and A themselves would overflow; each segment is kept in the units of its own step, with
 the factor that leads to the next segment's.
+
+**A diameter** limits how far apart two points can be after a step. A run is then also one that
+starts after any step, from any two points that far apart: hockey-stick divergences are convex in
+the pair of distributions, so what holds for any two starts holds for any two laws of them. The
+least mu over where it starts is taken.
 """
 
+import math
 from typing import Any
 
 import numpy as np
+
+_STARTS = 50
 
 
 def gdp_mu(
@@ -35,6 +43,7 @@ def gdp_mu(
     shift: Any,
     noise_scale: Any,
     memoryless: bool = True,
+    diameter: float = math.inf,
 ) -> float:
     """The least mu for which shifted interpolation proves mu-GDP of the run's last parameters.
 
@@ -46,6 +55,7 @@ def gdp_mu(
         in every coordinate, in parameter units. A step without noise is folded into the next.
       memoryless: whether updates depend on the past through the current parameters only. Then
         everything after any step tau is post-processing, and the least mu over tau holds.
+      diameter: largest distance of two points that a step can end at, after its noise.
 
     Returns:
       mu >= 0; infinity if no noise follows a shift.
@@ -68,7 +78,8 @@ def gdp_mu(
     >>> round(gdp_mu(2.0, [1.0] * 4, 0.5, 1.0), 12)  # (2 + 4 * 0.5) / sqrt(4)
     2.0
     """
-    return float(gdp_mu_curve(initial_distance, contraction, shift, noise_scale, memoryless)[-1])
+    curve = gdp_mu_curve(initial_distance, contraction, shift, noise_scale, memoryless, diameter)
+    return float(curve[-1])
 
 
 def gdp_mu_curve(
@@ -77,6 +88,7 @@ def gdp_mu_curve(
     shift: Any,
     noise_scale: Any,
     memoryless: bool = True,
+    diameter: float = math.inf,
 ) -> np.ndarray:
     """`gdp_mu` of the run stopped after 1, 2, ... steps; same arguments, float64 `[steps]`.
 
@@ -98,7 +110,17 @@ def gdp_mu_curve(
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
     arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
     curve = np.sqrt(_energies(float(distance), *arrays))
+    if math.isfinite(diameter):
+        for start in _starts(length[0]):
+            later = np.sqrt(_energies(diameter, *(array[start:] for array in arrays)))
+            curve[start:] = np.minimum(curve[start:], later)
     return np.minimum.accumulate(curve) if memoryless else curve
+
+
+def _starts(steps: int) -> list[int]:
+    """Steps that a run is taken to start after: some, as any will do, and all near the end."""
+    spread = np.linspace(1, steps - 1, min(_STARTS, max(steps - 1, 0)))
+    return sorted({*spread.round().astype(int).tolist(), *range(max(1, steps - _STARTS), steps)})
 
 
 def _checked(name: str, value: Any) -> np.ndarray:

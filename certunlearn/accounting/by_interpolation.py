@@ -1,0 +1,41 @@
+"""The accountant `"interpolation"`: exact shifted interpolation, for any separations."""
+
+from typing import Any
+
+import numpy as np
+
+from certunlearn import checks
+from certunlearn.accounting import gaussian, runs
+
+
+def refusal(mechanism: Any) -> str | None:
+    """Why this accountant cannot be used, or None."""
+    if runs.has_separations(mechanism):
+        return None
+    return "accountant='interpolation' needs a mechanism with separations; use 'dp-accounting'"
+
+
+def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
+    """See `certunlearn.epsilon`."""
+    return float(gaussian.epsilon(runs.mu_curve(mechanism, scale)[-1], delta))
+
+
+def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
+    """See `certunlearn.delta`."""
+    return float(gaussian.delta(epsilon, runs.mu_curve(mechanism, scale)[-1]))
+
+
+def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:
+    """See `certunlearn.noise_scale`: mu is proportional to 1 / sigma."""
+    del progress
+    unit = runs.mu_curve(mechanism, 1.0)[-1]
+    sigma = unit / gaussian.mu(epsilon, delta)
+    while gaussian.epsilon(unit / sigma, delta) > epsilon:  # the last digits' rounding, if any
+        sigma *= 1 + 1e-12
+    return float(sigma)
+
+
+def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
+    """See `certunlearn.epsilon_curve`."""
+    mu = runs.mu_curve(mechanism, scale)
+    return np.concatenate([[np.inf], gaussian.epsilon(mu, delta)])

@@ -1,0 +1,190 @@
+"""Model clipping and output perturbation: what is bounded is the model, not the gradient."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from certunlearn import checks
+from certunlearn.mechanisms import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelClipping(base.Separations):
+    """Noisy SGD whose updated model is projected onto a ball (Koloskova et al., ICML 2025).
+
+    The trained parameters are projected onto a ball of radius `init_radius` around a public centre
+    c, with Gaussian noise of `init_noise_scale` if that is positive. Then for each step t
+
+        x <- project(x - learning_rate_t * (g_t + weight_decay_t * (x - c))) + noise_t
+
+    onto the ball of radius `model_radius` around c, with no clip of the gradient: two updated
+    models are at most `2 * model_radius` apart, whatever came before. With `clip_norm` the noise
+    comes before the projection, and the gradient is clipped:
+
+        x <- project(x - learning_rate_t * (clip(g_t) + weight_decay_t * (x - c)) + noise_t)
+
+    Args:
+      init_radius: C0, radius of the ball of starts, in parameter units.
+      model_radius: C2, radius of the ball of models, likewise.
+      learning_rate: gamma: a number, `[steps]` numbers or an Optax schedule.
+      weight_decay: lambda >= 0, likewise; `learning_rate * weight_decay` must be at most 1.
+      steps: T, number of noisy steps.
+      init_noise_scale: standard deviation of the noise on the starts, in parameter units.
+      clip_norm: C1, largest norm of a gradient, for the second form; a number, numbers or a
+        schedule.
+      reference: `"retrained"` or `"center"`, as for `GradientClipping`.
+
+    Raises:
+      TypeError: if an argument is not a number (or numbers).
+      ValueError: if an argument is out of range, or `init_noise_scale` comes with `clip_norm`.
+
+    Guarantee:
+      None by itself. The separation holds for any loss and any batches. In the first form it is
+      that of the last step alone which no accountant can mend: sigma must be in proportion to C2.
+
+    >>> m = ModelClipping(init_radius=1.0, model_radius=0.5, learning_rate=0.1, steps=10)
+    >>> m.initial_distance, m.separation(0, 7.0)
+    (2.0, 1.0)
+    """
+
+    init_radius: float
+    model_radius: float
+    learning_rate: Any
+    weight_decay: Any = 0.0
+    steps: int
+    init_noise_scale: float = 0.0
+    clip_norm: Any = None
+    reference: str = "retrained"
+
+    def __post_init__(self) -> None:
+        """Checks every argument and evaluates schedules."""
+        noise = checks.per_step("init_noise_scale", self.init_noise_scale, 1, zero_allowed=True)
+        base.set_fields(
+            self,
+            steps=checks.positive_int("steps", self.steps),
+            init_radius=checks.positive("init_radius", self.init_radius),
+            model_radius=checks.positive("model_radius", self.model_radius),
+            init_noise_scale=checks.real("init_noise_scale", noise),
+        )
+        base.per_step(self, "learning_rate")
+        base.per_step(self, "weight_decay", zero_allowed=True)
+        if self.clip_norm is not None:
+            base.per_step(self, "clip_norm")
+            if self.init_noise_scale:
+                raise ValueError(
+                    f"init_noise_scale must be 0 with clip_norm, got {self.init_noise_scale!r}: "
+                    "noise on the start would go unused"
+                )
+        checks.choice("reference", self.reference, base.REFERENCES)
+        base.check_decay(self)
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance between the two starts, in parameter units."""
+        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`: 0, or 1 - learning_rate_t * weight_decay_t with `clip_norm`."""
+        if self.clip_norm is None:
+            return np.zeros(self.steps)
+        decayed = np.multiply(self.learning_rate, self.weight_decay)
+        return np.broadcast_to(1.0 - decayed, (self.steps,))
+
+    @property
+    def shift(self) -> np.ndarray:
+        """float64 `[steps]`: 2 * model_radius, or 2 * learning_rate_t * clip_norm_t."""
+        if self.clip_norm is None:
+            return np.full(self.steps, 2.0 * self.model_radius)
+        return np.broadcast_to(2.0 * np.multiply(self.learning_rate, self.clip_norm), (self.steps,))
+
+    @property
+    def diameter(self) -> float:
+        """Largest distance of two points that a step can end at."""
+        return np.inf if self.clip_norm is None else 2.0 * self.model_radius
+
+    @property
+    def attackable(self) -> bool:
+        """Whether attacks are lower bounds: they know nothing of a projection after the noise."""
+        return self.clip_norm is None
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        return (
+            base.compared(self.reference),
+            base.CENTER,
+            base.UNSEEN,
+            base.NO_MEMORY,
+            base.LAST_ONLY,
+            base.FIXED,
+            base.SECRET,
+            base.REAL,
+        )
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return base.ANY_START
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputPerturbation(base.LastNoisy):
+    """One Gaussian on the clipped model, and no step on the data before it.
+
+    The trained parameters are projected onto a ball of radius `init_radius` around a public centre,
+    and noise is added; what comes after (fine-tuning on retain data) is free.
+
+    Args:
+      init_radius: C0, radius of the ball, in parameter units.
+      reference: `"retrained"` or `"center"`, as for `GradientClipping`.
+
+    Raises:
+      TypeError: if `init_radius` is not a number.
+      ValueError: if an argument is out of range.
+
+    Guarantee:
+      None by itself. Two points of the ball are at most `2 * init_radius` apart, so the exact
+      Gaussian mechanism (Balle & Wang 2018) is all there is to it.
+
+    >>> OutputPerturbation(init_radius=1.0).initial_distance
+    2.0
+    """
+
+    init_radius: float
+    reference: str = "retrained"
+
+    steps = 1
+    attackable = True
+
+    def __post_init__(self) -> None:
+        """Checks every argument."""
+        base.set_fields(self, init_radius=checks.positive("init_radius", self.init_radius))
+        checks.choice("reference", self.reference, base.REFERENCES)
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance between the two models, in parameter units."""
+        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[1]`: 1."""
+        return np.ones(1)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        return (
+            base.compared(self.reference),
+            base.CENTER,
+            base.FIXED,
+            base.SECRET,
+            base.REAL,
+        )
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return base.ANY_START

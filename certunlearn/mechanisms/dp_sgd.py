@@ -1,0 +1,107 @@
+"""Differentially private training: nothing is left to unlearn."""
+
+import dataclasses
+from typing import Any
+
+from certunlearn import checks
+from certunlearn.mechanisms import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """Noisy training on all data, whose result hides any `deletions` examples (Abadi et al. 2016).
+
+    Every step takes each example with probability `sampling_rate`, independently, and
+
+        x <- x - learning_rate * sum of clip(g_i, clip_norm) / batch_size + noise
+
+    with Gaussian noise of standard deviation `noise_scale` in parameter units: the noise multiplier
+    is noise_scale * batch_size / (learning_rate * clip_norm). Deleting examples then takes nothing
+    but removing them: what was trained is as if they had never been there.
+
+    Args:
+      clip_norm: largest norm of one example's gradient.
+      learning_rate: gamma; one number.
+      steps: T, number of steps.
+      sampling_rate: q, in (0, 1]: the chance of each example in each step.
+      batch_size: what sums of gradients are divided by: a fixed number, such as the expected size
+        of a batch; it must not depend on who is in the data.
+      deletions: k: the certificate is for the deletion of any k examples.
+
+    Raises:
+      TypeError: if an argument is not a number.
+      ValueError: if an argument is out of range.
+
+    Guarantee:
+      None by itself. `accounting.dp_sgd` turns it into group privacy for k examples.
+
+    >>> m = DPSGD(
+    ...     clip_norm=1.0,
+    ...     learning_rate=0.5,
+    ...     steps=100,
+    ...     sampling_rate=0.1,
+    ...     batch_size=50,
+    ...     deletions=1,
+    ... )
+    >>> m.noise_multiplier(0.02)
+    2.0
+    """
+
+    clip_norm: float
+    learning_rate: float
+    steps: int
+    sampling_rate: float
+    batch_size: int
+    deletions: int
+
+    def __post_init__(self) -> None:
+        """Checks every argument."""
+        for name in ("steps", "batch_size", "deletions"):
+            base.set_fields(self, **{name: checks.positive_int(name, getattr(self, name))})
+        for name in ("clip_norm", "learning_rate", "sampling_rate"):
+            base.set_fields(self, **{name: checks.positive(name, getattr(self, name))})
+        if self.sampling_rate > 1:
+            raise ValueError(f"sampling_rate must be at most 1, got {self.sampling_rate!r}")
+
+    reference = "retrained"
+    memoryless = True
+    attackable = False
+
+    def noise_multiplier(self, noise_scale: float) -> float:
+        """Standard deviation of the noise on a sum of gradients, in units of the clip norm."""
+        return noise_scale * self.batch_size / (self.learning_rate * self.clip_norm)
+
+    def noise_scale(self, noise_multiplier: float) -> float:
+        """The inverse of `noise_multiplier`: a standard deviation in parameter units."""
+        return noise_multiplier * self.learning_rate * self.clip_norm / self.batch_size
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        return (
+            "The guarantee compares the released parameters with the same training without the "
+            "forget set.",
+            f"The forget set has at most {self.deletions} examples; each example has one gradient "
+            "in a batch, clipped by itself.",
+            "Each step took every example with the sampling rate's chance, independently of all "
+            "else.",
+            base.PUBLIC,
+            base.FIXED,
+            "The noise and sampling keys are secret and are never used again.",
+            base.REAL,
+        )
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return (
+            "One training serves all requests, of up to `deletions` examples in all: the model "
+            "stays as it is. Beyond that number it must be trained anew."
+        )
+
+    def first(self, steps: int) -> Any:
+        """The mechanism that stops after the first `steps` steps of this one."""
+        steps = checks.positive_int("steps", steps)
+        if steps > self.steps:
+            raise ValueError(f"steps must be at most {self.steps}, got {steps}")
+        return dataclasses.replace(self, steps=steps)

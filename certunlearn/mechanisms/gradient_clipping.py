@@ -1,0 +1,113 @@
+"""Noisy SGD with clipped gradients: the mechanism of Koloskova et al. (ICML 2025)."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from certunlearn import checks
+from certunlearn.mechanisms import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientClipping(base.Separations):
+    """Noisy SGD on the retain data with clipped gradients (Koloskova et al., ICML 2025).
+
+    The trained parameters are projected onto a ball of radius `init_radius` around a public centre
+    c, then for t = 0, ..., steps - 1
+
+        x <- x - learning_rate_t * (clip(g_t, clip_norm_t) + weight_decay_t * (x - c)) + noise_t
+
+    with independent Gaussian noise of standard deviation `noise_scale_t` in every coordinate.
+
+    Args:
+      init_radius: C0, radius of the ball of starts, in parameter units.
+      clip_norm: C1, largest global L2 norm of a step's gradient: a number, `[steps]` numbers or an
+        Optax schedule, which is evaluated here.
+      learning_rate: gamma, likewise.
+      weight_decay: lambda >= 0, likewise; `learning_rate * weight_decay` must be at most 1.
+      steps: T, number of noisy steps.
+      reference: what the result is indistinguishable from. `"retrained"`: the same procedure
+        started from a model trained without the forget set; two starts are at most
+        `2 * init_radius` apart. `"center"`: the same procedure started from the centre itself, at
+        distance `init_radius`.
+      memoryless: True for plain SGD: each update is a function of the step number, the current
+        parameters and randomness independent of the noise. Must be False if anything else carries
+        over from step to step (momentum, Adam, running averages) or if the gradient depends on
+        the trained model (teachers, masks or penalties computed from it).
+
+    Raises:
+      TypeError: if an argument is not a number (or numbers).
+      ValueError: if an argument is out of range or a schedule has the wrong length.
+
+    Guarantee:
+      None by itself: it states what the optimizer does. The separation holds for *any* loss and
+      any batches, since two clipped gradients differ by at most `2 * clip_norm`.
+
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
+    >>> m.initial_distance, m.separation(0, 2.0)
+    (2.0, 2.2)
+    """
+
+    init_radius: float
+    clip_norm: Any
+    learning_rate: Any
+    weight_decay: Any = 0.0
+    steps: int
+    reference: str = "retrained"
+    memoryless: bool = True
+
+    attackable = True
+
+    def __post_init__(self) -> None:
+        """Checks every argument and evaluates schedules."""
+        base.set_fields(
+            self,
+            steps=checks.positive_int("steps", self.steps),
+            init_radius=checks.positive("init_radius", self.init_radius),
+        )
+        base.per_step(self, "clip_norm", "learning_rate")
+        base.per_step(self, "weight_decay", zero_allowed=True)
+        checks.choice("reference", self.reference, base.REFERENCES)
+        if not isinstance(self.memoryless, bool):
+            raise TypeError(f"memoryless must be True or False, got {self.memoryless!r}")
+        base.check_decay(self)
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance between the two starts, in parameter units."""
+        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`: c_t = 1 - learning_rate_t * weight_decay_t, in [0, 1]."""
+        decayed = np.multiply(self.learning_rate, self.weight_decay)
+        return np.broadcast_to(1.0 - decayed, (self.steps,))
+
+    @property
+    def shift(self) -> np.ndarray:
+        """float64 `[steps]`: s_t = 2 * learning_rate_t * clip_norm_t, in parameter units."""
+        return np.broadcast_to(2.0 * np.multiply(self.learning_rate, self.clip_norm), (self.steps,))
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        state = (
+            "State that updates carry from step to step starts fresh, not from the original "
+            "training, and is discarded after the last noisy step."
+        )
+        return (
+            base.compared(self.reference),
+            base.CENTER,
+            base.UNSEEN,
+            base.NO_MEMORY if self.memoryless else state,
+            base.LAST_ONLY,
+            base.FIXED,
+            base.SECRET,
+            base.REAL,
+        )
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return base.ANY_START

@@ -1,0 +1,140 @@
+"""Rewind-to-delete: back to a checkpoint, and forth again without the forget set."""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from certunlearn import checks
+from certunlearn.mechanisms import base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewindToDelete(base.LastNoisy):
+    """Steps on retain data from an old checkpoint, then one Gaussian (Mu & Klabjan 2024).
+
+    Training was full-batch gradient descent on all n examples from a public start. Its checkpoint
+    after `trained_steps` steps is rewound to, `steps` full-batch steps on the n - k retained
+    examples follow, and noise after the last. The loss need not be convex.
+
+    Derivation. The reference trains on the retained examples from the same start, for as many steps
+    in all. Let D_t be the distance of the two after t steps of training. With gradients L-Lipschitz
+    a step maps points at distance r to points at distance at most (1 + gamma L) r, and at the same
+    point the gradients of the means over n and over n - k examples are at most 2 k G / n apart: the
+    first is (n - k)/n of the second plus k/n of the mean over the k, both of norm at most G. So
+
+        D_0 = 0,    D_{t+1} <= (1 + gamma L) D_t + 2 gamma k G / n,
+
+    up to the checkpoint. From there on both take the same steps, which is (1 + gamma L)^K. Note
+    that D is grown *up to the checkpoint*: the later it is, the larger, and so the fewer steps to
+    rewind, the more noise; this is the price of saving steps.
+
+    Args:
+      learning_rate: gamma of the steps from the checkpoint: a number, `[steps]` numbers or a
+        schedule.
+      smoothness: L: gradients of the mean loss are L-Lipschitz, for all data.
+      gradient_bound: G: every example's gradient has at most this norm, wherever training goes.
+      training_learning_rate: gamma of the steps up to the checkpoint; one number.
+      trained_steps: number of those.
+      steps: K, number of steps from the checkpoint on.
+      size: n, examples in training, the forget set included.
+      deletions: k, examples in the forget set.
+
+    Raises:
+      TypeError: if an argument is not a number (or numbers).
+      ValueError: if an argument is out of range, or the distance that follows is not finite.
+
+    Guarantee:
+      None by itself. The noise covers the final distance by the exact Gaussian mechanism.
+
+    >>> m = RewindToDelete(
+    ...     learning_rate=0.1, smoothness=1.0, gradient_bound=1.0, training_learning_rate=0.1,
+    ...     trained_steps=2, steps=2, size=100, deletions=1,
+    ... )
+    >>> round(m.initial_distance, 6), round(m.final_distance, 6)  # 0.002 * 2.1, and that * 1.21
+    (0.0042, 0.005082)
+    """
+
+    learning_rate: Any
+    smoothness: float
+    gradient_bound: float
+    training_learning_rate: float
+    trained_steps: int
+    steps: int
+    size: int
+    deletions: int
+
+    def __post_init__(self) -> None:
+        """Checks every argument and evaluates schedules."""
+        for name in ("trained_steps", "steps", "size", "deletions"):
+            base.set_fields(self, **{name: checks.positive_int(name, getattr(self, name))})
+        for name in ("smoothness", "gradient_bound", "training_learning_rate"):
+            base.set_fields(self, **{name: checks.positive(name, getattr(self, name))})
+        base.per_step(self, "learning_rate")
+        if self.deletions >= self.size:
+            raise ValueError(f"deletions must be fewer than size={self.size}, got {self.deletions}")
+        if not math.isfinite(self.final_distance):
+            raise ValueError(
+                f"{self.trained_steps} and {self.steps} steps with learning rate times smoothness "
+                f"{self.training_learning_rate * self.smoothness:g} let the two drift apart "
+                "without bound; lower the learning rate or the number of steps"
+            )
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance of the two at the checkpoint, in parameter units."""
+        rate, growth = self.training_learning_rate, 0.0
+        log_factor = self.trained_steps * math.log1p(rate * self.smoothness)
+        growth = math.expm1(log_factor) if log_factor < 700 else math.inf
+        # The recursion's sum, gamma * ((1 + gamma L)^t - 1) / (gamma L).
+        return growth / self.smoothness * 2 * self.deletions * self.gradient_bound / self.size
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`: 1 + learning_rate_t * smoothness, above 1."""
+        rates = np.broadcast_to(self.learning_rate, (self.steps,))
+        return np.asarray(1 + rates * self.smoothness)
+
+    @property
+    def final_distance(self) -> float:
+        """Largest distance of the two before the noise, in parameter units."""
+        logs = float(np.sum(np.log(self.contraction)))
+        return math.exp(logs) * self.initial_distance if logs < 700 else math.inf
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        return (
+            "The guarantee compares the released parameters with the same procedure, training "
+            "included, on the data without the forget set.",
+            f"Training was full-batch gradient descent on {self.size} examples from a start that "
+            f"does not depend on them, with learning rate {self.training_learning_rate!r}; the "
+            f"parameters rewound to are those after its step {self.trained_steps}.",
+            f"The gradient of the mean loss of any data is {self.smoothness!r}-Lipschitz in the "
+            f"parameters, and every example's gradient has a norm of at most "
+            f"{self.gradient_bound!r} wherever training goes.",
+            f"The forget set has at most {self.deletions} examples, and the steps from the "
+            "checkpoint on take full batches of all others.",
+            base.PUBLIC,
+            base.NO_MEMORY,
+            base.LAST_ONLY,
+            base.FIXED,
+            base.SECRET,
+            base.REAL,
+        )
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return (
+            "Each request rewinds to the same checkpoint of the original training, with "
+            "`deletions` the number of all deletions so far: `next` counts them. The certificate "
+            "is then for their union, and for the last release alone: of several releases together "
+            "the mu, squared, add up."
+        )
+
+    def next(self, *, deletions: int) -> Self:
+        """The mechanism for the next request, of so many more deletions."""
+        total = self.deletions + checks.positive_int("deletions", deletions)
+        return dataclasses.replace(self, deletions=total)

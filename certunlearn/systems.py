@@ -1,0 +1,83 @@
+"""What runs of the mechanisms differ in besides their updates: start, data, what is allowed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from certunlearn import transforms
+from certunlearn.mechanisms import (
+    DPSGD,
+    GradientClipping,
+    ModelClipping,
+    OutputPerturbation,
+    ProjectedNoisySGD,
+    RewindToDelete,
+)
+
+# A step number that no run reaches: the noise on the start is not that of any step.
+_BEFORE = 2**31 - 1
+
+
+def start(mechanism: Any, leaves: list[jax.Array], center: Any, key: jax.Array) -> list[jax.Array]:
+    """The parameters before the first step: projected, and with noise, if the mechanism says so."""
+    radius = ball_radius(mechanism)
+    if radius is not None:
+        leaves = transforms.clip_params(leaves, radius, center)
+    if isinstance(mechanism, ModelClipping) and mechanism.init_noise_scale > 0:
+        tx = transforms.add_gaussian_noise(
+            mechanism.init_noise_scale, jax.random.fold_in(key, _BEFORE)
+        )
+        leaves, _ = tx.update(leaves, tx.init(leaves))
+    # A copy: the steps overwrite their input, and this may be the caller's own.
+    return [jnp.array(leaf, copy=True) for leaf in leaves]
+
+
+def ball_radius(mechanism: Any) -> float | None:
+    """Radius of the ball that the start is projected onto, or None."""
+    if isinstance(mechanism, GradientClipping | ModelClipping | OutputPerturbation):
+        return mechanism.init_radius
+    return mechanism.radius if isinstance(mechanism, ProjectedNoisySGD) else None
+
+
+def samples(mechanism: Any) -> bool:
+    """Whether steps draw Poisson samples instead of batches of an epoch."""
+    return isinstance(mechanism, DPSGD)
+
+
+def check_run(
+    mechanism: Any,
+    *,
+    size: int,
+    batch_size: int,
+    per_example: bool,
+    centered: bool,
+    finetuned: bool,
+) -> None:
+    """Refuses what a mechanism does not allow.
+
+    Raises:
+      ValueError: saying what would be right.
+    """
+    name = type(mechanism).__name__
+    if per_example and getattr(mechanism, "clip_norm", None) is None:
+        raise ValueError(f"per_example=True needs a clip norm, which this {name} has not")
+    if centered and ball_radius(mechanism) is None:
+        raise ValueError(f"center must be None: this {name} projects onto no ball")
+    if isinstance(mechanism, DPSGD):
+        if batch_size != mechanism.batch_size:
+            raise ValueError(
+                f"batch_size must be the mechanism's, {mechanism.batch_size}, got {batch_size}"
+            )
+        if finetuned:
+            raise ValueError(
+                "finetune and recompute_state must be None with DPSGD: its data is all the data, "
+                "of which they would keep a trace; fine-tune on retain data once it is known"
+            )
+    if isinstance(mechanism, RewindToDelete):
+        least = mechanism.size - mechanism.deletions
+        if not least <= size < mechanism.size or batch_size != size:
+            raise ValueError(
+                f"RewindToDelete takes full batches of the {least} or more examples that are left "
+                f"of {mechanism.size}, got {size} examples and batch_size={batch_size}"
+            )
