@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import certunlearn
-from certunlearn import certificates, files, planning, verification
+from certunlearn import certificates, files, mechanisms, planning, verification
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
+# Options of `plan` that are fields of a mechanism; the first three must be given.
+_OWN = ("init_radius", "clip_norm", "learning_rate", "weight_decay", "steps", "reference")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,18 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    plan = planning.make_plan(
-        epsilon=args.epsilon,
-        delta=args.delta,
-        init_radius=args.init_radius,
-        clip_norm=args.clip_norm,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        steps=args.steps,
-        reference=args.reference,
-        params=args.params,
-        progress=sys.stderr.isatty(),
-    )
+    shared = {
+        "epsilon": args.epsilon,
+        "delta": args.delta,
+        "params": args.params,
+        "progress": sys.stderr.isatty(),
+    }
+    own = {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
+    if args.mechanism is not None:
+        record = {"name": args.mechanism, **own, **dict(map(_field, args.set))}
+        plan = planning.plan_for(mechanisms.from_record(record, fill=True), **shared)
+    else:
+        missing = [name for name in _OWN[:3] if name not in own]
+        if missing or args.set:
+            raise ValueError(
+                f"plan needs {', '.join('--' + name.replace('_', '-') for name in missing)}, or "
+                "--mechanism NAME and --set FIELD=VALUE for each of its fields"
+            )
+        plan = planning.make_plan(**own, **shared)
     if args.json:
         print(json.dumps(planning.to_record(plan), indent=2, allow_nan=False))
     else:
@@ -99,6 +107,17 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _field(text: str) -> tuple[str, object]:
+    """FIELD=VALUE, the value a number, null or text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _fail(message: str, code: int) -> int:
     print(f"certunlearn: error: {' '.join(message.split())}", file=sys.stderr)
     return code
@@ -120,10 +139,19 @@ def _parser() -> argparse.ArgumentParser:
         ("clip-norm", "C1: largest norm of a gradient"),
         ("learning-rate", "gamma: learning rate of the noisy steps"),
     ):
-        plan.add_argument(f"--{name}", type=float, required=True, help=text)
-    plan.add_argument("--weight-decay", type=float, default=0.0, help="lambda (default: 0)")
+        plan.add_argument(f"--{name}", type=float, required=name in ("epsilon", "delta"), help=text)
+    plan.add_argument("--weight-decay", type=float, help="lambda (default: 0)")
     plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
-    plan.add_argument("--reference", default="retrained", help="retrained (default) or center")
+    plan.add_argument("--reference", help="retrained (default) or center")
+    names = ", ".join(mechanisms.MECHANISMS)
+    plan.add_argument("--mechanism", metavar="NAME", help=f"{names} (default: GradientClipping)")
+    plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of that mechanism, such as model_radius=0.5; may be repeated",
+    )
     plan.add_argument("--params", type=int, metavar="N", help="number of parameters")
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -17,7 +17,8 @@ class AccountantPlan:
     Attributes:
       accountant: which.
       noise_scale: standard deviation of each step's noise, in parameter units.
-      total_noise: standard deviation of all steps' noise together in a coordinate of x_T.
+      total_noise: standard deviation of all steps' noise together in a coordinate of x_T; see
+        `total_noise`.
       total_noise_norm: root mean square norm of that noise over all parameters, if their number is
         known.
       total_variation: no event is more likely than under the reference by more than this.
@@ -44,17 +45,18 @@ class Plan:
       epsilon: the target.
       delta: the target.
       params: number of parameters, or None if not said.
-      best_steps: the number of steps at which interpolation asks for the least noise per step.
+      best_steps: the number of steps at which interpolation asks for the least noise per step; None
+        where every step more lowers it, or nothing is known.
       best_noise_scale: that noise.
-      accountants: one entry for each accountant.
+      accountants: one entry for each accountant that speaks of such a mechanism.
     """
 
-    mechanism: mechanisms.GradientClipping
+    mechanism: Any
     epsilon: float
     delta: float
     params: int | None
-    best_steps: int
-    best_noise_scale: float
+    best_steps: int | None
+    best_noise_scale: float | None
     accountants: tuple[AccountantPlan, ...]
 
 
@@ -69,10 +71,10 @@ def make_plan(
     steps: int | None = None,
     reference: str = "retrained",
     params: int | None = None,
-    accountants: Sequence[str] = accounting.ACCOUNTANTS,
+    accountants: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Plan:
-    """Plans a run with constant parameters.
+    """Plans a run of `GradientClipping` with constant parameters.
 
     Args:
       epsilon: the target.
@@ -84,7 +86,7 @@ def make_plan(
       steps: number of noisy steps; the best number if None.
       reference: `"retrained"` or `"center"`.
       params: number of parameters, for the norm of the noise.
-      accountants: which to show; `"coupling"` takes seconds, the others no time.
+      accountants: which to show, all if None; `"coupling"` takes seconds, the others no time.
       progress: whether to show a progress bar while coupling searches (needs tqdm).
 
     Raises:
@@ -97,9 +99,6 @@ def make_plan(
     >>> plan.mechanism.steps, [round(a.noise_scale, 2) for a in plan.accountants]
     (10, [4.72, 6.44])
     """
-    epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
-    if params is not None:
-        params = checks.positive_int("params", params)
     asked = mechanisms.GradientClipping(
         init_radius=init_radius,
         clip_norm=clip_norm,
@@ -108,31 +107,78 @@ def make_plan(
         steps=1 if steps is None else steps,
         reference=reference,
     )
-    best = dataclasses.replace(asked, steps=accounting.best_steps(asked))
-    mechanism = best if steps is None else asked
+    mechanism = asked
+    if steps is None:
+        mechanism = dataclasses.replace(asked, steps=accounting.best_steps(asked))
+    return plan_for(
+        mechanism,
+        epsilon=epsilon,
+        delta=delta,
+        params=params,
+        accountants=accountants,
+        progress=progress,
+    )
+
+
+def plan_for(
+    mechanism: Any,
+    *,
+    epsilon: float,
+    delta: float,
+    params: int | None = None,
+    accountants: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Plan:
+    """Plans a run of any mechanism; arguments and errors as for `make_plan`.
+
+    >>> m = mechanisms.OutputPerturbation(init_radius=1.0)
+    >>> plan = plan_for(m, epsilon=1, delta=1e-5, accountants=("interpolation", "closed-form"))
+    >>> [round(a.noise_scale, 2) for a in plan.accountants]
+    [7.46, 9.69]
+    """
+    epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
+    if params is not None:
+        params = checks.positive_int("params", params)
+    names = accounting.available(mechanism) if accountants is None else accountants
+    if accountants is None and not np.any(getattr(mechanism, "shift", 1)):
+        # Interpolation is exact; others only say the same.
+        names = [name for name in names if name not in ("coupling", "product")]
+    best = None
+    if isinstance(mechanism, mechanisms.GradientClipping) and not _has_schedules(mechanism):
+        best = dataclasses.replace(mechanism, steps=accounting.best_steps(mechanism))
     return Plan(
         mechanism=mechanism,
         epsilon=epsilon,
         delta=delta,
         params=params,
-        best_steps=best.steps,
-        best_noise_scale=accounting.noise_scale(
-            best, epsilon=epsilon, delta=delta, accountant="interpolation"
-        ),
+        best_steps=None if best is None else best.steps,
+        best_noise_scale=None
+        if best is None
+        else accounting.noise_scale(best, epsilon=epsilon, delta=delta, accountant="interpolation"),
         accountants=tuple(
-            _by_accountant(name, mechanism, epsilon, delta, params, progress)
-            for name in accountants
+            _by_accountant(name, mechanism, epsilon, delta, params, progress) for name in names
         ),
     )
 
 
-def total_noise(mechanism: mechanisms.GradientClipping, noise_scale: float) -> float:
+def _has_schedules(mechanism: Any) -> bool:
+    fields = dataclasses.fields(mechanism)
+    return any(isinstance(getattr(mechanism, field.name), tuple) for field in fields)
+
+
+def total_noise(mechanism: Any, noise_scale: float) -> float | None:
     """Standard deviation, per coordinate of x_T, of all steps' noise after weight decay.
+
+    None where the updates between do not simply contract: `ModelClipping`, `DPSGD`.
 
     >>> m = mechanisms.GradientClipping(init_radius=1, clip_norm=1, learning_rate=0.1, steps=9)
     >>> total_noise(m, 0.5)
     1.5
     """
+    if isinstance(mechanism, mechanisms.ModelClipping | mechanisms.DPSGD):
+        return None
+    if np.count_nonzero(mechanism.noisy) == 1:
+        return noise_scale
     # Step t's noise is decayed by every later step.
     later = np.concatenate([np.cumprod(mechanism.contraction[:0:-1])[::-1], [1.0]])
     return noise_scale * math.sqrt(float(np.sum(later**2)))
@@ -144,7 +190,7 @@ def to_record(plan: Plan) -> dict[str, Any]:
         "epsilon": plan.epsilon,
         "delta": plan.delta,
         "mechanism": mechanisms.to_record(plan.mechanism),
-        "initial_distance": plan.mechanism.initial_distance,
+        "initial_distance": getattr(plan.mechanism, "initial_distance", None),
         "params": plan.params,
         "best_steps": plan.best_steps,
         "best_noise_scale": plan.best_noise_scale,
@@ -181,22 +227,18 @@ def to_table(plan: Plan) -> str:
             numbers = [entry.noise_scale, entry.total_noise, entry.total_variation]
             if plan.params is not None:
                 numbers.insert(2, entry.total_noise_norm)
-            cells += [f"{number:.6g}" for number in numbers]
+            cells += ["-" if number is None else f"{number:.6g}" for number in numbers]
             least = entry.true_epsilon_at_least
             cells.append("not attacked" if least is None else f"{least:.3g} to {plan.epsilon:.3g}")
         lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
-    run = "this plan" if mechanism.steps == plan.best_steps else f"not {mechanism.steps}"
     return "\n".join(
         [
-            f"({plan.epsilon:.6g}, {plan.delta:.6g})-unlearning with {mechanism.steps} noisy "
-            f"step{'s' * (mechanism.steps > 1)}, reference {mechanism.reference!r}",
+            f"({plan.epsilon:.6g}, {plan.delta:.6g})-unlearning with {_steps(mechanism)}, "
+            f"reference {mechanism.reference!r}",
             "",
             *lines,
             "",
-            f"radius of the ball of starts  {mechanism.init_radius:.6g}   (norm of what the start "
-            "may keep of the old model)",
-            f"best number of steps          {plan.best_steps}   ({run}; noise per step "
-            f"{plan.best_noise_scale:.6g} by interpolation)",
+            *_remarks(plan),
             "",
             "Noise is a standard deviation per coordinate, in parameter units. TV limit: no event "
             "is more\nlikely than under the reference by more than this. True epsilon: from what "
@@ -206,9 +248,37 @@ def to_table(plan: Plan) -> str:
     )
 
 
+def _steps(mechanism: Any) -> str:
+    """How many steps, of what kind."""
+    noisy = getattr(mechanism, "noisy", np.ones(mechanism.steps))
+    steps = f"step{'s' * (mechanism.steps > 1)}"
+    if np.count_nonzero(noisy) == mechanism.steps:
+        return f"{mechanism.steps} noisy {steps}"
+    return f"{mechanism.steps} {steps} and noise after the last"
+
+
+def _remarks(plan: Plan) -> list[str]:
+    mechanism, lines = plan.mechanism, []
+    radius = getattr(mechanism, "init_radius", None)
+    if radius is not None:
+        lines.append(
+            f"radius of the ball of starts  {radius:.6g}   (norm of what the start may keep of the "
+            "old model)"
+        )
+    else:
+        lines += [f"- {sentence}" for sentence in mechanism.assumptions[1:3]]
+    if plan.best_steps is not None:
+        run = "this plan" if mechanism.steps == plan.best_steps else f"not {mechanism.steps}"
+        lines.append(
+            f"best number of steps          {plan.best_steps}   ({run}; noise per step "
+            f"{plan.best_noise_scale:.6g} by interpolation)"
+        )
+    return lines
+
+
 def _by_accountant(
     name: str,
-    mechanism: mechanisms.GradientClipping,
+    mechanism: Any,
     epsilon: float,
     delta: float,
     params: int | None,
@@ -225,10 +295,8 @@ def _by_accountant(
         accountant=name,
         noise_scale=scale,
         total_noise=noise,
-        total_noise_norm=None if params is None else noise * math.sqrt(params),
-        total_variation=accounting.total_variation(
-            mechanism, noise_scale=scale, accountant=name if name == "coupling" else "interpolation"
-        ),
+        total_noise_norm=None if params is None or noise is None else noise * math.sqrt(params),
+        total_variation=accounting.total_variation(mechanism, noise_scale=scale, accountant=name),
         true_epsilon_at_least=accounting.affordable_lower_bound(
             mechanism, noise_scale=scale, delta=delta
         ),

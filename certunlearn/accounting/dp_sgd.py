@@ -96,7 +96,7 @@ def epsilon(
     # Everyone in every step is the worst case, and has digits where the composition has none.
     full = float(gaussian.epsilon(deletions * math.sqrt(steps) / sigma, target))
     left = target - _FFT_LOSS * (steps + 10)
-    if rate == 1 or left <= 0:
+    if rate == 1 or left <= 0 or sigma < _LEAST:
         return full
     return min(full, float(_losses(*run).get_epsilon_for_delta(left)) * (1 + 1e-9))
 
@@ -153,7 +153,7 @@ def group_delta(profile: Callable[[float], float], deletions: int, epsilon: floa
 @lru_cache(maxsize=1024)
 def _delta(sigma: float, rate: float, steps: int, deletions: int, epsilon: float) -> float:
     full = float(gaussian.delta(epsilon, deletions * math.sqrt(steps) / sigma))
-    if rate == 1:
+    if rate == 1 or sigma < _LEAST:  # losses in the thousands: not for tables
         return full
     found = float(_losses(sigma, rate, steps, deletions).get_delta_for_epsilon(epsilon))
     return min(full, max(found, 0.0) + _FFT_LOSS * (steps + 10))

@@ -62,8 +62,8 @@ def to_record(mechanism: Any) -> dict[str, Any]:
     return {"name": type(mechanism).__name__, **fields}
 
 
-def from_record(record: dict[str, Any]) -> Any:
-    """The mechanism that `to_record` wrote.
+def from_record(record: dict[str, Any], fill: bool = False) -> Any:
+    """The mechanism that `to_record` wrote; with `fill`, fields that have defaults may be missing.
 
     Raises:
       TypeError: if a value has the wrong type.
@@ -77,6 +77,10 @@ def from_record(record: dict[str, Any]) -> Any:
         raise ValueError(f"mechanism name must be one of {sorted(MECHANISMS)}, got {name!r}")
     kind = MECHANISMS[name]
     expected = {field.name for field in dataclasses.fields(kind)}
+    if fill:
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        known = {name: d for name, d in defaults.items() if d is not dataclasses.MISSING}
+        fields = known | fields
     if set(fields) != expected:
         difference = sorted(set(fields) ^ expected)
         raise ValueError(f"mechanism has missing or unknown fields: {', '.join(difference)}")

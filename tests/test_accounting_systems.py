@@ -1,0 +1,582 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+import certunlearn as cu
+from certunlearn import accounting
+from certunlearn.accounting import gaussian
+from certunlearn.accounting.interpolation import gdp_mu, gdp_mu_curve
+
+
+def clipped(model_radius=0.5, steps=3, init_radius=1.0, **rest):
+    return cu.ModelClipping(
+        init_radius=init_radius, model_radius=model_radius, learning_rate=0.1, steps=steps, **rest
+    )
+
+
+DESCENT = {"learning_rate": 0.1, "strong_convexity": 1.0, "smoothness": 5.0, "steps": 6}
+FAR = {"initial_distance": 2.0}
+SGD = cu.ProjectedNoisySGD(**FAR, **DESCENT)
+DESCENT_TO_DELETE = cu.DescentToDelete(**FAR, **DESCENT)
+REWIND = cu.RewindToDelete(
+    learning_rate=[0.1, 0.2, 0.1],
+    smoothness=1.5,
+    gradient_bound=3.0,
+    training_learning_rate=0.05,
+    trained_steps=20,
+    steps=3,
+    size=500,
+    deletions=7,
+)
+OUTPUT = cu.OutputPerturbation(init_radius=1.5)
+CLIPPING = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3)
+PRIVATE = cu.DPSGD(
+    clip_norm=2.0, learning_rate=0.5, steps=50, sampling_rate=0.1, batch_size=20, deletions=1
+)
+
+
+def exact(epsilon, mu):
+    """The divergence at e^epsilon of two Gaussians mu standard deviations apart, in mpmath."""
+    upper = lambda x: mpmath.erfc(x / mpmath.sqrt(2)) / 2  # noqa: E731
+    return upper(epsilon / mu - mu / 2) - mpmath.exp(epsilon) * upper(epsilon / mu + mu / 2)
+
+
+def product_delta(epsilon, ratios):
+    """The product of contraction coefficients, from its definition, in 400 digits."""
+    with mpmath.workdps(400):
+        epsilon, found = mpmath.mpf(epsilon), mpmath.mpf(1)
+        for ratio in ratios:
+            later = mpmath.log(1 + (mpmath.exp(epsilon) - 1) / found)
+            found *= exact(later, mpmath.mpf(ratio))
+        return float(found)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 1.0, 8.0])
+@pytest.mark.parametrize(
+    ("model_radius", "sigma", "init_noise"),
+    [
+        (0.5, [2.0], 0.0),
+        (0.5, [1.0, 3.0, 0.7], 0.0),
+        (2.0, [1.0] * 12, 0.0),
+        (0.5, [1.0, 3.0, 0.7], 1.3),
+        (0.1, [1.0] * 4, 0.5),
+    ],
+)
+def test_the_product_is_what_its_definition_gives(epsilon, model_radius, sigma, init_noise):
+    m = clipped(model_radius, len(sigma), init_noise_scale=init_noise)
+    # Two starts in a ball of radius 1.
+    ratios = ([2 / init_noise] if init_noise else []) + [2 * model_radius / s for s in sigma]
+    got = cu.delta(m, noise_scale=sigma, epsilon=epsilon, accountant="product")
+    assert got == pytest.approx(product_delta(epsilon, ratios), rel=1e-9)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-12])
+@pytest.mark.parametrize("sigma", [0.4, 3.0])
+def test_one_step_of_model_clipping_is_the_exact_gaussian(sigma, delta):
+    found = cu.epsilon(clipped(0.5, 1), noise_scale=sigma, delta=delta, accountant="product")
+    with mpmath.workdps(60):
+        assert float(exact(mpmath.mpf(found), mpmath.mpf(1) / sigma)) == pytest.approx(delta)
+
+
+ATTACKED = [
+    (model_radius, steps, init_noise, delta)
+    for model_radius, steps, init_noise in [
+        (0.5, 1, 0.0),
+        (0.5, 2, 0.0),
+        (1.5, 4, 0.0),
+        (3.0, 9, 0.0),
+        (0.7, 1, 0.8),
+        (1.2, 3, 2.0),
+    ]
+    for delta in (1e-5, 1e-2)
+]
+
+
+@pytest.mark.parametrize(("model_radius", "steps", "init_noise", "delta"), ATTACKED)
+def test_the_best_attack_attains_the_product_bound(model_radius, steps, init_noise, delta):
+    m = clipped(model_radius, steps, init_noise_scale=init_noise)
+    lower = cu.epsilon_lower_bound(m, noise_scale=1.0, delta=delta)
+    upper = cu.epsilon(m, noise_scale=1.0, delta=delta, accountant="product")
+    assert lower <= upper
+    assert upper == pytest.approx(lower, rel=1e-4, abs=1e-6)
+    if (steps, delta) != (2, 1e-2):  # where nothing is left to find
+        assert lower > 0.05
+
+
+@pytest.mark.parametrize("init_noise", [0.0, 1.5])
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
+def test_two_played_runs_reach_and_do_not_beat_the_product_bound(init_noise, epsilon):
+    radius, sigma = 0.8, (1.0, 1.4)
+    x, width = np.linspace(-14, 14, 4001, retstep=True)
+
+    def bell(mean, scale):
+        return np.exp(-(((x - mean) / scale) ** 2) / 2) * (width / scale / math.sqrt(2 * math.pi))
+
+    def step(mass, threshold, scale):
+        """The state moves to radius or -radius, whichever side of the threshold it is on."""
+        up = mass[x > threshold].sum()
+        return up * bell(radius, scale) + (1 - up) * bell(-radius, scale)
+
+    if init_noise:
+        starts, first = (bell(1.0, init_noise), bell(-1.0, init_noise)), np.linspace(-1, 3, 41)
+    else:
+        starts, first = ((x == x[-1]) * 1.0, (x == x[0]) * 1.0), [0.0]
+    best = 0.0
+    for one in first:
+        middle = [step(mass, one, sigma[0]) for mass in starts]
+        for two in np.linspace(-1, 3, 81):
+            p, q = (step(mass, two, sigma[1]) for mass in middle)
+            best = max(best, np.maximum(p - math.exp(epsilon) * q, 0).sum())
+    m = clipped(radius, 2, init_noise_scale=init_noise)
+    bound = cu.delta(m, noise_scale=sigma, epsilon=epsilon, accountant="product")
+    assert 0.99 * bound <= best <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-6])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_product_is_never_above_interpolation(steps, delta):
+    for model_radius, sigma in itertools.product((0.05, 0.5, 2.0), (0.7, 3.0)):
+        m = clipped(model_radius, steps)
+        values = [
+            cu.epsilon(m, noise_scale=sigma, delta=delta, accountant=name)
+            for name in ("product", "interpolation")
+        ]
+        assert values[0] <= values[1] * (1 + 1e-9)
+        if steps > 1 and values[1] > 0:
+            assert values[0] < 0.99 * values[1]
+
+
+@pytest.mark.parametrize("init_noise", [0.0, 0.8])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_default_lies_between_the_attack_and_the_published_bound(steps, init_noise):
+    m = clipped(0.5, steps, init_noise_scale=init_noise)
+    arguments = {"noise_scale": 2.0, "delta": 1e-4}
+    published = cu.epsilon(m, **arguments, accountant="product")
+    default = cu.epsilon(m, **arguments)
+    assert cu.epsilon_lower_bound(m, **arguments) <= default <= published * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_default_asks_for_no_more_noise_than_is_published(steps):
+    claim = {"epsilon": 0.5, "delta": 1e-4}
+    published = cu.noise_scale(clipped(0.5, steps), **claim, accountant="product")
+    assert cu.noise_scale(clipped(0.5, steps), **claim) <= published * (1 + 1e-11)
+
+
+@pytest.mark.parametrize(
+    "m", [clipped(0.5, 1), clipped(0.5, 6), clipped(3.0, 4, init_noise_scale=0.3)]
+)
+@pytest.mark.parametrize("epsilon", [1e-3, 0.5, 20.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-9])
+def test_noise_scale_epsilon_and_delta_invert_each_other(m, epsilon, delta):
+    by = {"accountant": "product"}
+    sigma = cu.noise_scale(m, epsilon=epsilon, delta=delta, **by)
+    found = cu.epsilon(m, noise_scale=sigma, delta=delta, **by)
+    assert epsilon * (1 - 1e-8) <= found <= epsilon * (1 + 1e-12)
+    assert cu.delta(m, noise_scale=sigma, epsilon=epsilon, **by) == pytest.approx(delta, rel=1e-8)
+    assert cu.epsilon(m, noise_scale=0.999 * sigma, delta=delta, **by) > epsilon
+
+
+def test_where_the_noise_on_the_start_is_enough_no_more_is_needed():
+    m = clipped(1.0, 2, init_radius=1e-3, init_noise_scale=10.0)
+    claim = {"epsilon": 1.0, "delta": 1e-3, "accountant": "product"}
+    assert cu.noise_scale(m, **claim) < 1e-6
+
+
+@pytest.mark.parametrize("init_noise", [0.0, 3.0])
+def test_the_products_curve(init_noise):
+    m = clipped(0.8, 6, init_noise_scale=init_noise)
+    arguments = {"delta": 1e-5, "accountant": "product"}
+    sigma = np.array([1.0, 3.0, 1.0, 2.0, 5.0, 1.0])
+    curve = cu.epsilon_curve(m, noise_scale=sigma, **arguments)
+    assert curve.shape == (7,)
+    assert curve[0] == np.inf
+    assert np.all(np.diff(curve[1:]) < 0)
+    assert curve[-1] == cu.epsilon(m, noise_scale=sigma, **arguments)
+    for steps in (1, 4):
+        part = cu.epsilon(m.first(steps), noise_scale=sigma[:steps], **arguments)
+        assert curve[steps] == pytest.approx(part, rel=1e-9)
+
+
+def test_the_product_grows_with_the_radius_and_falls_with_noise_and_steps():
+    def epsilon(model_radius=0.5, sigma=1.0, steps=3, **rest):
+        m = clipped(model_radius, steps, **rest)
+        return cu.epsilon(m, noise_scale=sigma, delta=1e-6, accountant="product")
+
+    rows = [
+        [epsilon(model_radius=r) for r in (2.0, 1.0, 0.5, 0.25)],
+        [epsilon(sigma=s) for s in (0.5, 1.0, 1.5, 2.0)],
+        [epsilon(steps=t) for t in (1, 2, 4, 8)],
+        [epsilon(), *(epsilon(init_noise_scale=s) for s in (0.3, 1.0, 3.0))],
+    ]
+    for values in rows:
+        assert all(a > b > 0 for a, b in itertools.pairwise(values))
+
+
+@pytest.mark.parametrize(
+    ("m", "words"),
+    [
+        (CLIPPING, "needs models that are projected at every step"),
+        (SGD, "needs models that are projected at every step"),
+        (PRIVATE, "needs a mechanism with separations"),
+    ],
+)
+def test_the_product_is_refused_where_models_are_not_projected(m, words):
+    with pytest.raises(ValueError, match=words):
+        cu.epsilon(m, noise_scale=1.0, delta=1e-5, accountant="product")
+    with pytest.raises(ValueError, match=words):
+        cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant="product")
+
+
+@pytest.mark.parametrize("init_noise", [0.0, 1.0])
+def test_extreme_values_of_the_product(init_noise):
+    m, by = clipped(1.0, 3, init_noise_scale=init_noise), {"accountant": "product"}
+    first = [2.0] if init_noise else []
+    for sigma in (0.3, 1.0, 1e9, 1e100):
+        got = cu.delta(m, noise_scale=sigma, epsilon=0.0, **by)
+        assert got == pytest.approx(product_delta(0, [*first, *[2 / sigma] * 3]), rel=1e-9)
+        assert cu.total_variation(m, noise_scale=sigma, **by) == got
+    assert cu.epsilon(m, noise_scale=1e100, delta=1e-30, **by) == 0
+    from_the_start = float(gaussian.epsilon(2.0, 1e-30)) if init_noise else np.inf
+    assert cu.epsilon(m, noise_scale=1e-9, delta=1e-30, **by) == pytest.approx(from_the_start)
+    assert cu.delta(m, noise_scale=1e9, epsilon=1e5, **by) == 0
+    found = cu.epsilon(m, noise_scale=1.0, delta=1e-30, **by)
+    assert product_delta(found, [*first, *[2.0] * 3]) == pytest.approx(1e-30, rel=1e-6)
+
+
+def play_in_a_ball(m, sigma, epsilon, nodes=401):
+    """Delta of two one-dimensional runs of the form with a clip norm, by summing over a line.
+
+    A step moves by the clipped gradient, away from the threshold where the likelihood ratio crosses
+    e^epsilon, then come noise and the projection, which leaves atoms at both ends.
+    """
+    radius = m.model_radius
+    x = np.linspace(-radius, radius, nodes)
+    edges = (x[1:] + x[:-1]) / 2
+    moves = m.shift / 2
+
+    def land(points, scale):
+        """Where noise and the projection take points: rows of chances."""
+        below = ndtr((edges - np.reshape(points, (-1, 1))) / scale)
+        ones = np.ones((len(below), 1))
+        return np.diff(np.hstack([0 * ones, below, ones]), axis=1)
+
+    start = m.init_radius * m.contraction[0] + moves[0]
+    p, q = (land([point], sigma)[0] for point in (start, -start))
+    for c, move in zip(m.contraction[1:], moves[1:], strict=True):
+        # Likelihood ratios increase along the line, so one threshold says where P is likelier.
+        chance = land(c * x + move * np.where(p > math.exp(epsilon) * q, 1, -1), sigma)
+        p, q = p @ chance, q @ chance
+    return float(np.maximum(p - math.exp(epsilon) * q, 0).sum())
+
+
+@pytest.mark.parametrize("accountant", ["interpolation", "product", "coupling", None])
+@pytest.mark.parametrize(
+    ("init_radius", "model_radius", "steps"), [(0.5, 1.0, 2), (3.0, 0.3, 1), (3.0, 0.3, 2)]
+)
+def test_runs_with_a_clip_norm_do_not_beat_any_accountant(
+    init_radius, model_radius, steps, accountant
+):
+    m = clipped(model_radius, steps, init_radius, clip_norm=0.5, weight_decay=0.5)
+    for epsilon in (0.0, 0.1):
+        played = play_in_a_ball(m, 1.0, epsilon)
+        assert played > 1e-3
+        bound = cu.delta(m, noise_scale=1.0, epsilon=epsilon, accountant=accountant)
+        assert played <= 1.005 * bound  # the line's nodes
+
+
+def test_the_play_in_a_ball_is_the_gaussian_where_the_ball_is_no_matter():
+    m = clipped(30.0, 1, 1.0, clip_norm=0.5, weight_decay=0.5)
+    bound = cu.delta(m, noise_scale=1.0, epsilon=0.4, accountant="interpolation")
+    assert play_in_a_ball(m, 1.0, 0.4, nodes=40_001) == pytest.approx(bound, rel=1e-4)
+
+
+# Output perturbation
+
+
+@pytest.mark.parametrize(("reference", "distance"), [("retrained", 3.0), ("center", 1.5)])
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.1, 1e-3), (1.0, 1e-5), (12.0, 1e-9)])
+def test_output_perturbation_is_the_exact_gaussian(reference, distance, epsilon, delta):
+    m = cu.OutputPerturbation(init_radius=1.5, reference=reference)
+    sigma = cu.noise_scale(m, epsilon=epsilon, delta=delta)
+    with mpmath.workdps(60):
+        truth = float(exact(mpmath.mpf(epsilon), mpmath.mpf(distance) / mpmath.mpf(sigma)))
+    assert truth == pytest.approx(delta, rel=1e-9)
+    for name in ("interpolation", "product"):
+        found = cu.epsilon(m, noise_scale=sigma, delta=delta, accountant=name)
+        assert found == pytest.approx(epsilon, rel=1e-8)
+    attacked = cu.epsilon_lower_bound(m, noise_scale=sigma, delta=delta)
+    assert attacked == pytest.approx(epsilon, rel=1e-3)
+    assert attacked <= epsilon * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-10])
+def test_the_classical_formula_is_looser_where_it_holds_and_refused_where_not(delta):
+    for epsilon in (0.05, 0.5, 1.0):
+        claim = {"epsilon": epsilon, "delta": delta}
+        classical = cu.noise_scale(OUTPUT, **claim, accountant="closed-form")
+        textbook = 3.0 * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+        assert classical == pytest.approx(textbook, rel=1e-12)
+        assert cu.noise_scale(OUTPUT, **claim) < classical
+        for function, expected in ((cu.epsilon, "epsilon"), (cu.delta, "delta")):
+            given = {"delta": delta} if function is cu.epsilon else {"epsilon": epsilon}
+            back = function(OUTPUT, noise_scale=classical, **given, accountant="closed-form")
+            assert back == pytest.approx(claim[expected], rel=1e-9)
+    with pytest.raises(ValueError, match="unsound"):
+        cu.noise_scale(OUTPUT, epsilon=15.0, delta=delta, accountant="closed-form")
+
+
+def test_no_delta_is_above_one():
+    for noise, epsilon in ((1.0, 0.1), (0.1, 0.0), (3.0, 0.5)):
+        assert cu.delta(OUTPUT, noise_scale=noise, epsilon=epsilon, accountant="closed-form") <= 1
+
+
+# Strongly convex losses
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.39])
+@pytest.mark.parametrize("steps", [1, 9])
+def test_noisy_sgd_is_the_closed_form_of_constant_contraction(rate, steps):
+    m = cu.ProjectedNoisySGD(**(DESCENT | {"learning_rate": rate, "steps": steps}), **FAR)
+    c = max(abs(1 - rate), abs(1 - 5 * rate))
+    mu = c**steps * 2.0 / (0.7 * math.sqrt(sum(c ** (2 * j) for j in range(steps))))
+    assert accounting.mu(m, noise_scale=0.7) == pytest.approx(mu, rel=1e-12)
+    epsilon = cu.epsilon(m, noise_scale=0.7, delta=1e-5)
+    with mpmath.workdps(60):
+        assert float(exact(mpmath.mpf(epsilon), mpmath.mpf(mu))) == pytest.approx(1e-5, rel=1e-8)
+
+
+def test_a_ball_caps_the_distance():
+    near = cu.ProjectedNoisySGD(**FAR, **DESCENT, radius=0.25)
+    assert near.initial_distance == 0.5
+    assert cu.ProjectedNoisySGD(**FAR, **DESCENT, radius=4.0).initial_distance == 2.0
+    assert accounting.mu(near, noise_scale=1.0) == pytest.approx(
+        accounting.mu(SGD, noise_scale=1.0) / 4, rel=1e-12
+    )
+
+
+def test_after_a_step_without_much_noise_the_ball_helps_again():
+    # The last step's noise alone counts for much: it is as if the run started there, in the ball.
+    m = cu.ProjectedNoisySGD(**(DESCENT | {"steps": 2, "learning_rate": 1e-9}), **FAR, radius=1.0)
+    assert accounting.mu(m, noise_scale=[1e-6, 1.0]) == pytest.approx(2.0, rel=1e-6)
+    assert accounting.mu(m, noise_scale=[1.0, 1.0]) == pytest.approx(2 / math.sqrt(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("curvature", [1.0, 5.0])
+def test_two_quadratic_runs_reach_and_do_not_beat_the_certificate(curvature):
+    # Coordinates are runs of their own; the loss is curvature / 2 x^2, the worst at this rate.
+    rate = 0.1 if curvature == 1 else 0.39
+    m = cu.ProjectedNoisySGD(**(DESCENT | {"learning_rate": rate}), **FAR)
+    runs, epsilon = 200_000, 0.5
+    sigma = cu.noise_scale(m, epsilon=epsilon, delta=0.1)
+    ends = []
+    for side, key in ((1.0, 1), (-1.0, 2)):
+        params = jnp.full(runs, side * m.initial_distance / 2)
+        tx = cu.noisy_sgd(m, sigma, key=jax.random.key(key))
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(m.steps):
+            updates, state = update(curvature * params, state, params)
+            params = params + updates
+        ends.append(np.asarray(params, np.float64))
+    plus, minus = ends if ends[0].mean() > ends[1].mean() else ends[::-1]
+    # The ratio of two Gaussians of one spread is e^epsilon at epsilon / mu, in units of the spread.
+    spread = math.sqrt((np.var(plus) + np.var(minus)) / 2)
+    mu = (plus.mean() - minus.mean()) / spread
+    cut = (plus.mean() + minus.mean()) / 2 + spread * epsilon / mu
+    measured = np.mean(plus > cut) - math.exp(epsilon) * np.mean(minus > cut)
+    error = 4 * math.sqrt(0.25 * (1 + math.exp(2 * epsilon)) / runs)
+    assert abs(measured - 0.1) <= error
+    assert cu.delta(m, noise_scale=0.9 * sigma, epsilon=epsilon) > 0.1 + 2 * error  # would be seen
+
+
+def test_a_step_that_forgets_everything_needs_hardly_any_noise():
+    flat = {"learning_rate": 1.0, "strong_convexity": 1.0, "smoothness": 1.0, "steps": 1}
+    m = cu.ProjectedNoisySGD(**FAR, **flat)
+    long = cu.DescentToDelete(**FAR, **(DESCENT | {"steps": 10_000}))
+    for mechanism in (m, long):
+        assert cu.epsilon(mechanism, noise_scale=1e-3, delta=1e-5) == 0
+        sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+        assert 0 <= sigma < 1e-9
+
+
+# Diameters
+
+
+def draw(rng, steps):
+    return rng.uniform(0.6, 1, steps), rng.uniform(0, 0.3, steps), rng.uniform(0.3, 3, steps)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_diameter_is_a_start_after_any_step(seed):
+    rng = np.random.default_rng(seed)
+    steps, distance, diameter = int(rng.integers(1, 21)), rng.uniform(1, 9), rng.uniform(0.1, 3)
+    arrays = draw(rng, steps)
+    curve = gdp_mu_curve(distance, *arrays, diameter=diameter)
+    best = np.inf
+    for stop in range(1, steps + 1):
+        for start in range(stop):
+            parts = (a[start:stop] for a in arrays)
+            near = diameter if start else distance
+            best = min(best, gdp_mu(near, *parts, memoryless=False))
+        assert curve[stop - 1] == pytest.approx(best, rel=1e-12)
+    assert gdp_mu(distance, *arrays, diameter=diameter) == curve[-1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_diameter_only_helps_and_less_so_the_larger_it_is(seed):
+    rng = np.random.default_rng(seed)
+    arrays = draw(rng, 300)
+    curves = [gdp_mu_curve(5.0, *arrays, diameter=d) for d in (0.1, 0.5, 2.0, 100.0, np.inf)]
+    without = gdp_mu_curve(5.0, *arrays)
+    for small, large in itertools.pairwise(curves):
+        assert np.all(small <= large * (1 + 1e-12))
+    np.testing.assert_array_equal(curves[-1], without)
+    assert curves[0][1] < 0.9 * without[1]
+
+
+def test_model_clipping_with_a_clip_norm_uses_its_diameter():
+    m = clipped(0.25, 5, 10.0, clip_norm=0.5, weight_decay=0.3)
+    c, s = 1 - 0.1 * 0.3, 2 * 0.1 * 0.5
+    for steps in (1, 2, 5):
+        expected = gdp_mu(20.0, [c] * steps, s, 1.5, diameter=0.5)
+        assert accounting.mu(m.first(steps), noise_scale=1.5) == pytest.approx(expected, rel=1e-12)
+    # From any two points of the ball, four steps are left.
+    powers = c ** np.arange(4)
+    line = (0.5 * c**4 + s * powers.sum()) / math.sqrt((powers**2).sum())
+    assert accounting.mu(m, noise_scale=1.5) <= line / 1.5 * (1 + 1e-12)
+    assert accounting.mu(m.first(1), noise_scale=1.5) == pytest.approx((20 * c + s) / 1.5)
+
+
+def test_the_best_number_of_steps_knows_the_diameter():
+    m = clipped(0.25, 1, 10.0, clip_norm=0.5)
+    mus = [
+        accounting.mu(clipped(0.25, t, 10.0, clip_norm=0.5), noise_scale=1.0) for t in range(1, 60)
+    ]
+    assert cu.best_steps(m) == int(np.argmax(np.array(mus) <= min(mus) * (1 + 1e-9))) + 1
+
+
+# Noise at the end only
+
+
+def test_descent_to_delete_is_the_exact_gaussian_at_what_the_steps_leave():
+    left = 2.0 * 0.9**6
+    assert DESCENT_TO_DELETE.final_distance == pytest.approx(left, rel=1e-12)
+    sigma = cu.noise_scale(DESCENT_TO_DELETE, epsilon=1.0, delta=1e-5)
+    assert sigma == pytest.approx(left / gaussian.mu(1.0, 1e-5), rel=1e-9)
+    with mpmath.workdps(60):
+        assert float(exact(1, mpmath.mpf(left) / sigma)) == pytest.approx(1e-5, rel=1e-8)
+    curve = cu.epsilon_curve(DESCENT_TO_DELETE, noise_scale=sigma, delta=1e-5)
+    assert np.all(np.isinf(curve[:-1]))
+    assert curve[-1] == pytest.approx(1.0)
+
+
+def test_rewind_to_delete_is_the_exact_gaussian_at_what_the_recursion_gives():
+    distance = 0.0
+    for _ in range(20):
+        distance = (1 + 0.05 * 1.5) * distance + 2 * 0.05 * 7 * 3.0 / 500
+    assert REWIND.initial_distance == pytest.approx(distance, rel=1e-12)
+    for rate in (0.1, 0.2, 0.1):
+        distance *= 1 + rate * 1.5
+    assert REWIND.final_distance == pytest.approx(distance, rel=1e-12)
+    for name in (None, "product"):
+        sigma = cu.noise_scale(REWIND, epsilon=0.7, delta=1e-6, accountant=name)
+        with mpmath.workdps(60):
+            truth = float(exact(mpmath.mpf(0.7), mpmath.mpf(distance) / sigma))
+        assert truth == pytest.approx(1e-6, rel=1e-7)
+
+
+@pytest.mark.parametrize("m", [DESCENT_TO_DELETE, REWIND])
+def test_coupling_gains_nothing_from_one_noise(m):
+    sigma = cu.noise_scale(m, epsilon=1.0, delta=1e-5)
+    found = cu.epsilon(m, noise_scale=sigma, delta=1e-5, accountant="coupling")
+    assert 1 - 1e-9 <= found <= 1.02
+
+
+# Differentially private training
+
+
+def test_private_training_is_dp_accountings_number():
+    dp = pytest.importorskip("dp_accounting")
+    sigma = 0.06  # 0.06 * 20 / (0.5 * 2) times the clip norm
+    accountant = dp.pld.PLDAccountant()
+    event = dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.2))
+    accountant.compose(dp.SelfComposedDpEvent(event, 50))
+    expected = accountant.get_epsilon(1e-5)
+    for name in (None, "dp-accounting"):
+        found = cu.epsilon(PRIVATE, noise_scale=sigma, delta=1e-5, accountant=name)
+        assert found == pytest.approx(expected, rel=1e-4)
+    truth = float(accountant.get_delta(2.0))
+    assert cu.delta(PRIVATE, noise_scale=sigma, epsilon=2.0) == pytest.approx(truth, rel=1e-4)
+    needed = cu.noise_scale(PRIVATE, epsilon=expected, delta=1e-5)
+    assert needed == pytest.approx(sigma, rel=2e-3)
+    assert cu.epsilon(PRIVATE, noise_scale=needed, delta=1e-5) <= expected
+    assert accounting.mu(PRIVATE, noise_scale=sigma) is None
+    with pytest.raises(ValueError, match="must be one number for DPSGD"):
+        cu.epsilon(PRIVATE, noise_scale=np.linspace(0.1, 0.2, 50), delta=1e-5)
+
+
+def test_private_training_on_everyone_is_the_exact_gaussian():
+    m = cu.DPSGD(
+        clip_norm=2.0, learning_rate=0.5, steps=4, sampling_rate=1.0, batch_size=20, deletions=3
+    )
+    sigma = cu.noise_scale(m, epsilon=1.0, delta=1e-5)
+    with mpmath.workdps(60):  # three gradients of norm 2 / 20 * 0.5 in four steps
+        truth = float(exact(1, 3 * 0.05 * 2 / mpmath.mpf(sigma)))
+    assert truth == pytest.approx(1e-5, rel=1e-4)
+    curve = cu.epsilon_curve(m, noise_scale=sigma, delta=1e-5)
+    assert curve[0] == 0
+    assert np.all(np.diff(curve) > 0)
+    assert curve[-1] == cu.epsilon(m, noise_scale=sigma, delta=1e-5) <= 1
+
+
+# What is available
+
+
+SEPARATIONS = ("interpolation", "coupling", "product")
+
+
+@pytest.mark.parametrize(
+    ("m", "names"),
+    [
+        (CLIPPING, ("interpolation", "closed-form", "coupling")),
+        (
+            cu.GradientClipping(
+                init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3, memoryless=False
+            ),
+            ("interpolation", "closed-form"),
+        ),
+        (clipped(), SEPARATIONS),
+        (clipped(clip_norm=1.0), SEPARATIONS),
+        (OUTPUT, ("interpolation", "closed-form", "coupling", "product")),
+        (SGD, ("interpolation", "coupling")),
+        (cu.ProjectedNoisySGD(**FAR, **DESCENT, radius=1.0), SEPARATIONS),
+        (DESCENT_TO_DELETE, SEPARATIONS),
+        (REWIND, SEPARATIONS),
+        (PRIVATE, ("dp-accounting",)),
+    ],
+)
+def test_available(m, names):
+    available = cu.available(m)
+    assert available == names
+    for name in set(accounting.ACCOUNTANTS) - set(available):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            cu.epsilon(m, noise_scale=1.0, delta=1e-5, accountant=name)
+
+
+@pytest.mark.parametrize("m", [SGD, DESCENT_TO_DELETE, REWIND, PRIVATE, clipped(clip_norm=1.0)])
+def test_no_attack_is_known_on_mechanisms_that_assume_something_of_the_loss(m):
+    with pytest.raises(ValueError, match=f"knows no attack on {type(m).__name__}"):
+        cu.epsilon_lower_bound(m, noise_scale=1.0, delta=1e-5)
+    assert accounting.affordable_lower_bound(m, noise_scale=1.0, delta=1e-5) is None
+
+
+def test_attacks_are_worked_out_where_they_are_known():
+    for m in (clipped(), OUTPUT):
+        found = accounting.affordable_lower_bound(m, noise_scale=1.0, delta=1e-5)
+        assert found == cu.epsilon_lower_bound(m, noise_scale=1.0, delta=1e-5) > 0
