@@ -40,6 +40,11 @@ def ball_radius(mechanism: Any) -> float | None:
     return mechanism.radius if isinstance(mechanism, ProjectedNoisySGD) else None
 
 
+def can_stop(mechanism: Any, step: int) -> bool:
+    """Whether there is a guarantee after so many steps."""
+    return isinstance(mechanism, DPSGD) or bool(mechanism.noisy[:step].any())
+
+
 def samples(mechanism: Any) -> bool:
     """Whether steps draw Poisson samples instead of batches of an epoch."""
     return isinstance(mechanism, DPSGD)

@@ -198,7 +198,7 @@ def unlearn(
             advance(count)
             look(step, carry[0], step == stop)
             if interrupted() and step < stop:
-                if not np.any(mechanism.noisy[:step]):
+                if not systems.can_stop(mechanism, step):
                     raise KeyboardInterrupt("stopped before any noise: nothing can be released")
                 warnings.warn(_interrupted(step, mechanism.steps), stacklevel=2)
                 break

@@ -13,6 +13,7 @@ from transform_helpers import exact_norm
 
 import certunlearn as cu
 from certunlearn import batches, certificates, mechanisms, steps, systems
+from certunlearn.accounting import gaussian
 
 SLOW = pytest.mark.slow
 SIZE, DELETIONS = 60, 3
@@ -204,6 +205,19 @@ def test_models_stay_in_their_ball(name, centered):
         assert distance > 0.9 * radius
 
 
+def test_a_start_outside_the_ball_of_models_is_charged_in_full():
+    """The first step's separation is that of the starts, not that of models in their ball."""
+    mechanism = cu.ModelClipping(
+        init_radius=5.0, model_radius=0.1, learning_rate=0.1, clip_norm=1.0, steps=1
+    )
+    exact = float(gaussian.epsilon((10.0 + 0.2) / 4.0, 1e-5))
+    for name in ("product", "interpolation"):
+        found = cu.epsilon(mechanism, noise_scale=4.0, delta=1e-5, accountant=name)
+        assert found == pytest.approx(exact, rel=1e-6)
+    longer = dataclasses.replace(mechanism, steps=2)
+    assert cu.epsilon(longer, noise_scale=4.0, delta=1e-5, accountant="product") < 0.1 * exact
+
+
 def test_a_model_that_is_not_finite_becomes_the_centre():
     tx = cu.project_onto_ball(1.0, {"w": jnp.array([5.0, 5.0])})
     params = {"w": jnp.array([5.5, 5.0])}
@@ -249,8 +263,8 @@ def test_an_interrupt_before_any_noise_releases_nothing(monkeypatch):
         run(SYSTEMS["descent"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stopped = run(SYSTEMS["model"])
-    assert stopped.certificate.steps_run == 1
+        for name in ("model", "dp"):
+            assert run(SYSTEMS[name]).certificate.steps_run == 1
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,12 @@ def best_steps(mechanism: Any) -> int:
         horizon = max(horizon, math.ceil(60 / -math.log(c)))
     count = min(horizon, _MAX_HORIZON)
     curve = interpolation.gdp_mu_curve(
-        mechanism.initial_distance, np.full(count, c), s, 1.0, mechanism.memoryless
+        mechanism.initial_distance,
+        np.full(count, c),
+        s,
+        1.0,
+        mechanism.memoryless,
+        mechanism.diameter,
     )
     return int(np.argmax(curve <= curve.min() * (1 + 1e-9))) + 1
 
@@ -368,7 +373,8 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
     if not runs.has_separations(mechanism):
         return names
     names = tuple(name for name in names if name != "closed-form")
-    if np.count_nonzero(mechanism.noisy) == 1 or not np.any(mechanism.shift):
+    one_noise = np.count_nonzero(mechanism.noisy) == 1 and not mechanism.init_noise_scale
+    if one_noise or not np.any(mechanism.shift):
         return ("interpolation",)
     if scale is None or runs.mu_curve(mechanism, scale)[-1] <= _COUPLED_MU:
         return names

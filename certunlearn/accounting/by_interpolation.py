@@ -7,6 +7,8 @@ import numpy as np
 from certunlearn import checks
 from certunlearn.accounting import gaussian, runs
 
+_LEAST = 1e-30
+
 
 def refusal(mechanism: Any) -> str | None:
     """Why this accountant cannot be used, or None."""
@@ -29,7 +31,8 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) ->
     """See `certunlearn.noise_scale`: mu is proportional to 1 / sigma."""
     del progress
     unit = runs.mu_curve(mechanism, 1.0)[-1]
-    sigma = unit / gaussian.mu(epsilon, delta)
+    # Positive even where nothing is left to hide.
+    sigma = max(unit / gaussian.mu(epsilon, delta), _LEAST)
     while gaussian.epsilon(unit / sigma, delta) > epsilon:  # the last digits' rounding, if any
         sigma *= 1 + 1e-12
     return float(sigma)

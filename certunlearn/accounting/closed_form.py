@@ -74,6 +74,7 @@ def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
         claimed = 1.25 * math.exp(-(spread**2) / 2)
     else:
         claimed = math.exp(-(spread**2))
+    claimed = min(claimed, 1.0)
     _confirm(mechanism, sigma, epsilon, claimed)
     return claimed
 

@@ -55,7 +55,8 @@ def gdp_mu(
         in every coordinate, in parameter units. A step without noise is folded into the next.
       memoryless: whether updates depend on the past through the current parameters only. Then
         everything after any step tau is post-processing, and the least mu over tau holds.
-      diameter: largest distance of two points that a step can end at, after its noise.
+      diameter: largest distance of two points that a step can end at, after its noise; of use if
+        `memoryless`.
 
     Returns:
       mu >= 0; infinity if no noise follows a shift.
@@ -98,6 +99,8 @@ def gdp_mu_curve(
     distance = _checked("initial_distance", initial_distance)
     if distance.ndim:
         raise ValueError(f"initial_distance must be one number, got shape {distance.shape}")
+    if math.isnan(diameter) or diameter < 0:
+        raise ValueError(f"diameter must be at least 0, got {diameter!r}")
     per_step = {
         "contraction": _checked("contraction", contraction),
         "shift": _checked("shift", shift),
@@ -110,7 +113,7 @@ def gdp_mu_curve(
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
     arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
     curve = np.sqrt(_energies(float(distance), *arrays))
-    if math.isfinite(diameter):
+    if math.isfinite(diameter) and memoryless:  # else histories would have to be common
         for start in _starts(length[0]):
             later = np.sqrt(_energies(diameter, *(array[start:] for array in arrays)))
             curve[start:] = np.minimum(curve[start:], later)

@@ -31,6 +31,8 @@ from certunlearn.accounting import gaussian, runs
 
 _HALVINGS = 60
 _LARGEST = 1000.0  # epsilon; beyond it there is no guarantee to speak of
+_APART = 1000.0  # separations, in standard deviations, beyond which theta counts as 1
+_MOST_LESS = 50.0  # logarithm of the factor by which less noise is sought than one step needs
 
 
 def refusal(mechanism: Any) -> str | None:
@@ -49,7 +51,19 @@ def refusal(mechanism: Any) -> str | None:
 
 def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
     """See `certunlearn.epsilon`; infinity beyond 1000."""
-    return float(_epsilons(mechanism, scale, delta)[-1])
+
+    def holds(epsilon: float) -> bool:
+        return float(_deltas(mechanism, scale, np.array([epsilon]))[-1, 0]) <= delta
+
+    if holds(0.0):
+        return 0.0
+    if not holds(_LARGEST):
+        return math.inf
+    low, high = 0.0, _LARGEST
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
@@ -67,8 +81,10 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) ->
     # One Gaussian for the last separation alone is enough.
     last = runs.largest_separations(mechanism)[mechanism.noisy][-1]
     high = math.log(last / gaussian.mu(epsilon, delta)) + 1e-9
-    low = high - 1.0
+    low, least = high - 1.0, high - _MOST_LESS
     while holds(low):
+        if low < least:  # noise on the start is enough by itself
+            return math.exp(low)
         low, high = low - 1.0, low
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -107,6 +123,7 @@ def _deltas(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.n
     for separation, sigma in zip(runs.largest_separations(mechanism), noise, strict=True):
         if sigma > 0:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
-            found = found * gaussian.delta(ratio, separation / sigma)
+            apart = separation / sigma
+            found = found * (1.0 if apart > _APART else gaussian.delta(ratio, apart))
         rows.append(found)
     return np.array(rows)

@@ -37,8 +37,9 @@ def largest_separations(mechanism: Any) -> np.ndarray:
         distance = math.inf
     parts = (mechanism.contraction, mechanism.shift, mechanism.noisy)
     for c, s, noisy in zip(*(part.tolist() for part in parts), strict=True):
-        found.append(s if c == 0 else c * min(distance, mechanism.diameter) + s)
-        distance = math.inf if noisy else found[-1]
+        found.append(s if c == 0 else c * distance + s)
+        # Starts need not be within the diameter: what a step ends at is.
+        distance = min(mechanism.diameter, math.inf if noisy else found[-1])
     return np.array(found)
 
 

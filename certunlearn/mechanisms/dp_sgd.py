@@ -85,7 +85,8 @@ class DPSGD:
             "in a batch, clipped by itself.",
             "Each step took every example with the sampling rate's chance, independently of all "
             "else.",
-            base.PUBLIC,
+            "The parameters that training starts from, the frozen ones, the architecture and the "
+            "input preprocessing do not depend on the forget set.",
             base.FIXED,
             "The noise and sampling keys are secret and are never used again.",
             base.REAL,
