@@ -187,7 +187,6 @@ def stability_distance(
     size: int,
     deletions: int,
     gradient_norm: float,
-    reference_gradient_norm: float | None = None,
 ) -> float:
     """How far the trained model can be from the model trained without the deleted examples.
 
@@ -195,20 +194,19 @@ def stability_distance(
       loss: the loss that both minimise.
       size: n, the number of examples before the deletion.
       deletions: k, how many are deleted; fewer than `size`.
-      gradient_norm: the objective's gradient norm (L2 term included) at the trained model, on all
-        n examples: see the function of that name. Zero claims exact minimisation.
-      reference_gradient_norm: the same for the model retrained on the n - k that remain, or the
-        tolerance it would be trained to. None: equal to `gradient_norm`.
+      gradient_norm: of the objective on its own data (L2 term included), the most with which either
+        training stops: the tolerance that both are run to, not what one of them reached. Zero
+        claims exact minimisation.
 
     Returns:
-      2 k G / (m n) + (gradient_norm + reference_gradient_norm) / m, in parameter units.
+      2 k G / (m n) + 2 gradient_norm / m, in parameter units.
 
     Guarantee:
-      It is at least ||w - w'||, w and w' the trained and the retrained model, if the gradient norms
-      are upper bounds; G need hold only at w_D, the minimiser on all data. Let F_D, F_R and F_K be
-      the objective on all, the remaining and the deleted examples: F_D = (1 - k/n) F_R + k/n F_K,
-      so grad F_R = grad F_D + (k/n) (grad F_R - grad F_K). In the bracket, a difference of two
-      means of example gradients, the L2 terms cancel: its norm is at most 2 G. At w_D, where
+      It is at least ||w - w'||, w and w' the trained and the retrained model, if the gradient norm
+      bounds both; G need hold only at w_D, the minimiser on all data. Let F_D, F_R and F_K be the
+      objective on all, the remaining and the deleted examples: F_D = (1 - k/n) F_R + k/n F_K, so
+      grad F_R = grad F_D + (k/n) (grad F_R - grad F_K). In the bracket, a difference of two means
+      of example gradients, the L2 terms cancel: its norm is at most 2 G. At w_D, where
       grad F_D = 0, that leaves ||grad F_R(w_D)|| <= 2 k G / n. Strong convexity gives
       m ||v - w_R|| <= ||grad F_R(v)|| for all v, w_R the minimiser of F_R: with v = w_D,
       ||w_D - w_R|| <= 2 k G / (m n), which linear losses attain; with v = w', the last term; and
@@ -221,14 +219,56 @@ def stability_distance(
     >>> stability_distance(loss, size=1000, deletions=5, gradient_norm=1e-3)
     0.024
     """
+    if not 0 <= checks.real("gradient_norm", gradient_norm) < math.inf:
+        raise ValueError(f"gradient_norm must be at least 0 and finite, got {gradient_norm!r}")
+    shift = gradient_difference(loss, size=size, deletions=deletions)
+    return float(shift + 2 * gradient_norm) / loss.strong_convexity
+
+
+def gradient_difference(loss: ConvexLoss, *, size: int, deletions: int) -> float:
+    """How much k of n examples can change the gradient of the objective anywhere: 2 k G / n.
+
+    >>> loss = logistic_regression(feature_norm=1.0, l2=0.5)
+    >>> gradient_difference(loss, size=1000, deletions=5)
+    0.01
+    """
     if checks.positive_int("deletions", deletions) >= checks.positive_int("size", size):
         raise ValueError(f"deletions must be fewer than size {size}, got {deletions}")
-    there = gradient_norm if reference_gradient_norm is None else reference_gradient_norm
-    for name, norm in (("gradient_norm", gradient_norm), ("reference_gradient_norm", there)):
-        if not 0 <= checks.real(name, norm) < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {norm!r}")
-    shift = 2 * deletions * loss.gradient_bound / size
-    return float(shift + gradient_norm + there) / loss.strong_convexity
+    return float(2 * deletions * loss.gradient_bound / size)
+
+
+def training_distance(
+    loss: ConvexLoss, *, size: int, deletions: int, learning_rate: float, steps: int
+) -> float:
+    """How far apart full-batch gradient descent ends with and without the deleted examples.
+
+    From the same start and for as many steps, however far from the minimum: D_0 = 0 and D_{t+1} <=
+    c D_t + learning_rate * gradient_difference, c the contraction of a step.
+
+    Args:
+      loss: the loss that both descend.
+      size: n, the number of examples before the deletion.
+      deletions: k, how many are deleted; fewer than `size`.
+      learning_rate: gamma of every step, at most 2 / smoothness.
+      steps: how many steps both take.
+
+    Guarantee:
+      A step maps points at distance r to points at distance at most c r on the same data, and other
+      data move the result by gamma times the difference of the gradients. G must hold on the way.
+
+    >>> loss = logistic_regression(feature_norm=1.0, l2=0.5)
+    >>> round(training_distance(loss, size=1000, deletions=5, learning_rate=1.0, steps=2), 6)
+    0.015
+    """
+    factor = float(contraction(learning_rate, loss.strong_convexity, loss.smoothness))
+    if factor > 1:
+        raise ValueError(
+            f"learning_rate must be at most 2 / smoothness = {2 / loss.smoothness:g}, got "
+            f"{learning_rate!r}"
+        )
+    count = checks.positive_int("steps", steps)
+    each = learning_rate * gradient_difference(loss, size=size, deletions=deletions)
+    return each * (count if factor == 1 else (1 - factor**count) / (1 - factor))
 
 
 def gradient_norm(loss: ConvexLoss, params: Any, data: Any) -> float:

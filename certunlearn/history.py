@@ -53,6 +53,9 @@ class PrivateHistory:
       trained_digest: SHA-256 of the trained model's parameters.
       start_digest: SHA-256 of their projection onto the ball.
       state: what it takes to resume, if the run was stopped early, else None.
+      before_noise: where noise comes after the last step only: the parameters without it, from
+        which the next request is served (`mechanism.next`); else None. As secret as the trained
+        model, and not saved.
     """
 
     losses: np.ndarray
@@ -63,6 +66,7 @@ class PrivateHistory:
     trained_digest: str
     start_digest: str
     state: UnlearningState | None
+    before_noise: Any = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON, without `state`; the name must end in `.private.json`.

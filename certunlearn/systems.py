@@ -13,6 +13,7 @@ from certunlearn.mechanisms import (
     OutputPerturbation,
     ProjectedNoisySGD,
     RewindToDelete,
+    base,
 )
 
 # A step number that no run reaches: the noise on the start is not that of any step.
@@ -31,6 +32,22 @@ def start(mechanism: Any, leaves: list[jax.Array], center: Any, key: jax.Array) 
         leaves, _ = tx.update(leaves, tx.init(leaves))
     # A copy: the steps overwrite their input, and this may be the caller's own.
     return [jnp.array(leaf, copy=True) for leaf in leaves]
+
+
+def before_noise(
+    mechanism: Any, scale: Any, leaves: list[jax.Array], opt_state: Any
+) -> list[jax.Array] | None:
+    """The last parameters without the one noise, for the next request; None if there were more."""
+    if not isinstance(mechanism, base.LastNoisy):
+        return None
+    is_noise = lambda state: isinstance(state, transforms.AddGaussianNoiseState)  # noqa: E731
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_noise) if is_noise(s)]
+    last = states[-1]._replace(count=states[-1].count - 1)
+    sigma = scale[-1] if isinstance(scale, tuple) else scale
+    noise, _ = transforms.add_gaussian_noise(sigma, last.key_data).update(
+        [jnp.zeros_like(leaf) for leaf in leaves], last
+    )
+    return [leaf - drawn for leaf, drawn in zip(leaves, noise, strict=True)]
 
 
 def ball_radius(mechanism: Any) -> float | None:

@@ -205,6 +205,7 @@ def unlearn(
         trainable, opt_state = carry
         finished = step == mechanism.steps
         state = None if finished else _state(step, carry, keys, key_source, plan)
+        before_noise = systems.before_noise(mechanism, scale, trainable, opt_state)
         del opt_state, carry  # what the optimizer remembers must not outlive the noisy steps
         if finished and optimizer is not None:
             tuning = steps.finetuning_steps(
@@ -250,6 +251,7 @@ def unlearn(
         trained_digest=trained_digest,
         start_digest=start_digest,
         state=state,
+        before_noise=None if before_noise is None else split.merge(before_noise),
     )
     remade = None if recompute_state is None else _recomputed(recompute_state, released, data)
     return UnlearningResult(

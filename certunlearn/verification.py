@@ -155,7 +155,7 @@ def _summary(certificate: Certificate) -> str:
         f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
         f"{certificate.reference!r}, by the {certificate.accountant} accountant",
         f"mechanism           {record.get('name')}, {certificate.steps_run} of "
-        f"{record.get('steps', 1)} noisy steps, then {certificate.finetune_steps} without noise",
+        f"{record.get('steps', 1)} steps, then {certificate.finetune_steps} without noise",
         f"noise scale         {noise_text} (standard deviation, parameter units)",
         f"true epsilon        {interval(certificate)}",
         f"total variation     at most {certificate.total_variation:.4g} from the reference",

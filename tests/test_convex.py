@@ -185,8 +185,7 @@ def distance_and_bound(loss, data, deletions, tolerance=1e-5):
         loss,
         size=len(data[0]),
         deletions=deletions,
-        gradient_norm=with_all.gradient_norm,
-        reference_gradient_norm=without.gradient_norm,
+        gradient_norm=max(with_all.gradient_norm, without.gradient_norm),
     )
     return norm(with_all.params - without.params), bound
 
@@ -232,14 +231,7 @@ def test_ridge_nearly_attains_the_stability_distance(deletions):
 
 
 def test_linear_losses_attain_the_stability_distance():
-    loss = convex.ConvexLoss(
-        loss_fn=lambda w, batch: jnp.mean(batch[0] @ w) + 0.25 * jnp.sum(w**2),
-        strong_convexity=0.5,
-        smoothness=0.5,
-        gradient_bound=1.0,
-        l2=0.5,
-        feature_norm=1.0,
-    )
+    loss = linear_loss()
     data = opposite(3)[:, None], jnp.zeros(20)
     distance, bound = distance_and_bound(loss, data, 3, 1e-6)
     assert 0.999 * bound < distance <= bound
@@ -407,13 +399,47 @@ def test_bad_constants_are_errors(function, arguments, error, message):
         ({"size": 10.0}, TypeError, "size must be a whole number"),
         ({"gradient_norm": -1.0}, ValueError, "gradient_norm must be at least 0"),
         ({"gradient_norm": None}, TypeError, "gradient_norm must be one real number"),
-        ({"reference_gradient_norm": np.nan}, ValueError, "reference_gradient_norm must be at"),
+        ({"gradient_norm": np.nan}, ValueError, "gradient_norm must be at least 0"),
     ],
 )
 def test_bad_stability_arguments_are_errors(arguments, error, message):
     good = {"size": 10, "deletions": 1, "gradient_norm": 0.0}
     with pytest.raises(error, match=message):
         convex.stability_distance(LOSSES["ridge"], **(good | arguments))
+
+
+def linear_loss():
+    """Gradients of 1 and of -1: nothing deletions do could be worse."""
+    return convex.ConvexLoss(
+        loss_fn=lambda w, batch: jnp.mean(batch[0] @ w) + 0.25 * jnp.sum(w**2),
+        strong_convexity=0.5,
+        smoothness=0.5,
+        gradient_bound=1.0,
+        l2=0.5,
+        feature_norm=1.0,
+    )
+
+
+@pytest.mark.parametrize("name", ["softmax", "linear"])
+def test_training_stays_within_its_distance_at_every_step(name):
+    loss = linear_loss() if name == "linear" else LOSSES[name]
+    data = (opposite(3)[:, None], jnp.zeros(20)) if name == "linear" else draw_data(name)
+    size, rate = len(data[0]), 0.3 if name == "linear" else 1.5 / LOSSES[name].smoothness
+    ours = theirs = loss.init(data[0].shape[1])
+    slope = jax.jit(jax.grad(loss.loss_fn))
+    for step in range(1, 30):
+        ours = ours - rate * slope(ours, data)
+        theirs = theirs - rate * slope(theirs, tuple(part[3:] for part in data))
+        bound = convex.training_distance(
+            loss, size=size, deletions=3, learning_rate=rate, steps=step
+        )
+        assert norm(ours - theirs) <= bound * (1 + 1e-5)
+        if name == "linear":
+            assert norm(ours - theirs) > 0.99 * bound
+    with pytest.raises(ValueError, match="at most 2 / smoothness"):
+        convex.training_distance(
+            loss, size=size, deletions=3, learning_rate=3 / loss.smoothness, steps=2
+        )
 
 
 def test_exact_minimisation_is_never_assumed():

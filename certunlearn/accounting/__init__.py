@@ -366,8 +366,9 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
     """The accountants that may give the least number, none of which refuses this noise.
 
     Not the closed form: it claims only what interpolation confirms for the very same noise, so
-    where it holds it is never below interpolation (by more than 1e-9 of delta). And interpolation
-    alone where it is exact: without shifts, or with one noise.
+    where it holds it is never below interpolation (by more than 1e-9 of delta). And one alone where
+    it is exact: interpolation without shifts, or with one noise; the product where separations do
+    not depend on the distance, as the attack then reaches it.
     """
     names = available(mechanism)
     if not runs.has_separations(mechanism):
@@ -376,6 +377,8 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
     one_noise = np.count_nonzero(mechanism.noisy) == 1 and not mechanism.init_noise_scale
     if one_noise or not np.any(mechanism.shift):
         return ("interpolation",)
+    if not np.any(mechanism.contraction):
+        return ("interpolation", "product")
     if scale is None or runs.mu_curve(mechanism, scale)[-1] <= _COUPLED_MU:
         return names
     return tuple(name for name in names if name != "coupling")

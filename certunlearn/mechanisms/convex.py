@@ -10,10 +10,10 @@ from certunlearn.mechanisms import base
 
 _SEQUENCE = (
     "Each request is served from the state that the one before left (before a noise that is added "
-    "at the end only), with `next`: its initial distance is what the contraction has left of the "
-    "one before, what the reference does otherwise on its data in the meantime, and the new "
-    "deletions'. The certificate is then for the union of all deletions so far, and for the last "
-    "release alone: of several releases together the mu, squared, add up."
+    "at the end only: `history.before_noise`), with `next`: its initial distance is what the "
+    "contraction has left of the one before, what the reference does otherwise on its data in the "
+    "meantime, and the new deletions'. The certificate is then for the union of all deletions so "
+    "far, and for the last release alone: what several releases say together it does not cover."
 )
 
 

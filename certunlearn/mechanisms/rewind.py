@@ -34,7 +34,8 @@ class RewindToDelete(base.LastNoisy):
       learning_rate: gamma of the steps from the checkpoint: a number, `[steps]` numbers or a
         schedule.
       smoothness: L: gradients of the mean loss are L-Lipschitz, for all data.
-      gradient_bound: G: every example's gradient has at most this norm, wherever training goes.
+      gradient_bound: G: every example's gradient has at most this norm, wherever training goes;
+        without terms that all examples share, such as an L2 penalty.
       training_learning_rate: gamma of the steps up to the checkpoint; one number.
       trained_steps: number of those.
       steps: K, number of steps from the checkpoint on.
@@ -112,8 +113,8 @@ class RewindToDelete(base.LastNoisy):
             f"does not depend on them, with learning rate {self.training_learning_rate!r}; the "
             f"parameters rewound to are those after its step {self.trained_steps}.",
             f"The gradient of the mean loss of any data is {self.smoothness!r}-Lipschitz in the "
-            f"parameters, and every example's gradient has a norm of at most "
-            f"{self.gradient_bound!r} wherever training goes.",
+            f"parameters, and every example's gradient, without terms that all share, has a norm "
+            f"of at most {self.gradient_bound!r} wherever training goes.",
             f"The forget set has at most {self.deletions} examples, and the steps from the "
             "checkpoint on take full batches of all others.",
             base.PUBLIC,
@@ -130,8 +131,8 @@ class RewindToDelete(base.LastNoisy):
         return (
             "Each request rewinds to the same checkpoint of the original training, with "
             "`deletions` the number of all deletions so far: `next` counts them. The certificate "
-            "is then for their union, and for the last release alone: of several releases together "
-            "the mu, squared, add up."
+            "is then for their union, and for the last release alone: what several releases say "
+            "together it does not cover."
         )
 
     def next(self, *, deletions: int) -> Self:
