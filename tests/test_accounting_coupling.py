@@ -190,6 +190,7 @@ def test_where_l_is_high_windows_are_where_the_noise_leads(merged):
 
 
 @pytest.mark.parametrize("separation", [1.0, 8.0, 30.0])
+@pytest.mark.slow
 def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):
     nodes = coupling_tables._nodes(separation + 10, 0.15)
     rows = coupling_tables._rows(
@@ -212,6 +213,7 @@ def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):
     assert gain.max() > 0.01 or separation == 30
 
 
+@pytest.mark.slow
 def test_noise_is_not_used_while_the_two_are_too_far_apart_to_meet():
     """Strong contraction from afar: the runs have all but met, which tables for afar would hide."""
     steps = game(2000.0, 0.8, 0.01, 1.0, 80)
@@ -350,6 +352,7 @@ def test_more_steps_cost_no_more_time_and_lose_no_gain():
     assert ratios[1] == pytest.approx(ratios[0], rel=0.03)
 
 
+@pytest.mark.slow
 def test_noise_of_very_different_sizes_and_far_starts_are_harmless():
     for steps in (
         game(1.0, 1.0, 0.1, [3.0, 1e-3, 1.0]),
@@ -430,6 +433,7 @@ def test_memory_is_refused():
         cu.epsilon_bracket(stateful, noise_scale=6.0, delta=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bracket_is_as_narrow_as_asked_for_and_its_upper_end_is_certified():
     claim = {"noise_scale": 6.0, "delta": 1e-5}
     low, high = cu.epsilon_bracket(MECHANISM, **claim)

@@ -128,6 +128,7 @@ def test_delta_and_epsilon_invert_each_other(sigma, rate, steps, deletions):
         assert target * (1 - 1e-3) <= delta <= target * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_monotone_in_everything():
     base = {"noise_multiplier": 1.5, "sampling_rate": 0.05, "steps": 50, "deletions": 2}
     worse = {

@@ -369,6 +369,7 @@ def test_after_a_step_without_much_noise_the_ball_helps_again():
 
 
 @pytest.mark.parametrize("curvature", [1.0, 5.0])
+@pytest.mark.slow
 def test_two_quadratic_runs_reach_and_do_not_beat_the_certificate(curvature):
     # Coordinates are runs of their own; the loss is curvature / 2 x^2, the worst at this rate.
     rate = 0.1 if curvature == 1 else 0.39

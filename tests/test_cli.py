@@ -67,6 +67,7 @@ def test_version():
     assert (done.returncode, done.stdout.strip()) == (0, cu.__version__)
 
 
+@pytest.mark.slow
 def test_plan_prints_a_table():
     done = command(*PLAN, "--steps", 2, "--params", 4810)
     assert (done.returncode, done.stderr) == (0, "")

@@ -49,6 +49,7 @@ def test_chance_error_is_the_spread_of_the_auc():
     assert membership.chance_error(50, 80) == pytest.approx(np.std(seen), rel=0.15)
 
 
+@pytest.mark.slow
 def test_losses_are_the_cross_entropy_and_do_not_round_to_zero():
     net = network.MLP(4)
     params = network.init(net, 0, 6)

@@ -78,6 +78,7 @@ class Linen(nn.Module):
         return nn.Dense(10)(hidden)
 
 
+@pytest.mark.slow
 def test_linen_train_state(batches):
     model = Linen()
     params = start(model.init(jax.random.key(0), batches[0][0])["params"])

@@ -506,6 +506,7 @@ def test_a_chain_needs_steps_that_contract_and_positive_numbers():
             m.next(**{"stability_distance": 0.1, "gradient_difference": 0.1} | change)
 
 
+@pytest.mark.slow
 def test_a_chain_of_gradient_clipping_starts_in_the_ball_and_repeats_its_certificate():
     m = cu.GradientClipping(init_radius=0.5, clip_norm=1.0, learning_rate=0.1, steps=6)
     rng = np.random.default_rng(0)

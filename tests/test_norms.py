@@ -35,6 +35,7 @@ def spread(rng, size, exponents):
     width=st.floats(0, 3),
     radius_exponent=st.floats(-30, 30),
 )
+@pytest.mark.slow
 def test_norm_is_at_most_the_bound_for_all_magnitudes(
     seed, sizes, exponent, width, radius_exponent
 ):

@@ -105,6 +105,7 @@ def test_inject_hyperparams_draws_the_same_noise(scale):
     assert "key" not in state.hyperparams
 
 
+@pytest.mark.slow
 def test_inject_hyperparams_with_a_schedule_and_on_every_single_transform():
     schedule = lambda count: 0.1 * (1 + count)  # noqa: E731
     inject = optax.inject_hyperparams

@@ -251,6 +251,7 @@ def test_what_adds_noise_at_the_end_cannot_stop_early():
             run(SYSTEMS[name], stop_after=2)
 
 
+@pytest.mark.slow
 def test_an_interrupt_before_any_noise_releases_nothing(monkeypatch):
     class Pressed:
         def __enter__(self):

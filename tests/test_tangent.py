@@ -63,6 +63,7 @@ def example_gradients(loss, w, batch, l2):
 
 
 @pytest.mark.parametrize("classes", [CLASSES, 1])
+@pytest.mark.slow
 def test_equals_the_explicit_linear_model(classes):
     with jax.enable_x64(True):
         params, w, x, labels = problem(classes, jnp.float64)

@@ -183,6 +183,7 @@ def test_noise_is_independent_across_steps_leaves_runs_and_replicas():
     assert_nothing_shared(jax.tree.leaves([first, other]) + rows)
 
 
+@pytest.mark.slow
 def test_a_state_per_replica_is_enough_for_vmap():
     # One transform, states made from different keys: the state alone decides.
     tx = transforms.add_gaussian_noise(SCALE, KEY)

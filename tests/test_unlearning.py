@@ -54,6 +54,7 @@ def test_the_released_parameters_carry_a_certificate_that_verifies():
     assert result.history.start_digest == cu.params_digest(start)
 
 
+@pytest.mark.slow
 def test_a_hand_written_flax_loop_gives_the_same_parameters():
     class Net(nn.Module):
         @nn.compact
@@ -122,6 +123,7 @@ def test_by_default_the_accountant_with_the_least_noise_is_used_and_named():
     assert given.certificate.epsilon == certificate.epsilon
 
 
+@pytest.mark.slow
 def test_keys_from_the_system_never_repeat():
     a, b = run(key=None), run(key=None)
     assert not same(a.params, b.params)
@@ -143,6 +145,7 @@ def test_finetuning_continues_without_noise_and_costs_nothing():
     assert tuned.history.finetune_losses.shape == (300,)
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_through_disk_equals_an_uninterrupted_run(tmp_path):
     finetune = (optax.adam(0.01), 5)
     whole = run(finetune=finetune)
@@ -194,6 +197,7 @@ def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
     np.testing.assert_array_equal(result.history.evaluations[-1][1], result.params["w"])
 
 
+@pytest.mark.slow
 def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
     one = run(evaluate=lambda p: 0, evaluate_every=7)
     monkeypatch.setattr(cu.steps, "rolled", lambda: True)
@@ -209,6 +213,7 @@ def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
     np.testing.assert_allclose(one.history.losses, many.history.losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_per_example_clipping_and_microbatches_agree():
     whole = run(per_example=True)
     micro = run(per_example=True, microbatch_size=2)
@@ -269,6 +274,7 @@ class Convolution(nnx.Module):
         return self.out(nnx.relu(self.conv(x)).reshape(x.shape[0], -1))[:, 0]
 
 
+@pytest.mark.slow
 def test_an_nnx_convolution_unlearns():
     model = Convolution(nnx.Rngs(0))
     graph, _ = nnx.split(model)
@@ -295,6 +301,7 @@ class Normed(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_refused_or_recomputed_from_the_released_parameters():
     net = Normed()
     variables = net.init(jax.random.key(0), DATA["x"][:2], train=False)
