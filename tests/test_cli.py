@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import certunlearn as cu
-from certunlearn import accounting, cli
+from certunlearn import accounting, cli, mechanisms
 
 PLAN = [
     "plan",
@@ -110,6 +110,55 @@ def test_plan_shows_what_an_accountant_refuses(capsys):
     refused = json.loads(capsys.readouterr().out)["accountants"]["closed-form"]
     assert refused["noise_scale"] is None
     assert "unsound" in refused["refused"]
+
+
+OTHER = ["plan", "--epsilon", "1", "--delta", "1e-5", "--mechanism"]
+
+
+def test_plan_of_another_mechanism(capsys):
+    fields = ["--set", "model_radius=0.5", "--set", "clip_norm=null", "--init-radius", "1"]
+    arguments = [*OTHER, "ModelClipping", *fields, "--learning-rate", "0.1", "--steps", "3"]
+    assert cli.main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    mechanism = cu.ModelClipping(init_radius=1.0, model_radius=0.5, learning_rate=0.1, steps=3)
+    assert mechanisms.from_record(plan["mechanism"]) == mechanism
+    sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+    assert plan["accountants"]["product"]["noise_scale"] == sigma
+    assert plan["best_steps"] is None
+    assert cli.main([*OTHER, "OutputPerturbation", "--init-radius", "1", "--params", "9"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 noisy step, reference 'retrained'" in shown
+    assert "coupling" not in shown  # interpolation is exact there
+    convex = ["initial_distance=0.5", "strong_convexity=0.1", "smoothness=1", "learning_rate=1"]
+    fields = [part for field in convex for part in ("--set", field)]
+    assert cli.main([*OTHER, "DescentToDelete", *fields, "--steps", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps and noise after the last" in shown
+    assert "strongly convex" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Nonsense"], "mechanism name must be one of"),
+        (["OutputPerturbation"], "missing or unknown fields: init_radius"),
+        (["OutputPerturbation", "--set", "init_radius"], "FIELD=VALUE"),
+        (["OutputPerturbation", "--set", "init_radius=far"], "init_radius must be one real number"),
+        (["OutputPerturbation", "--init-radius", "1", "--steps", "3"], "unknown fields: steps"),
+    ],
+)
+def test_plan_refuses_what_is_no_mechanism(capsys, arguments, message):
+    code = cli.main([*OTHER, *arguments])
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert_one_line_error(code, captured, 2)
+
+
+def test_plan_names_the_options_that_are_missing(capsys):
+    code = cli.main(["plan", "--epsilon", "1", "--delta", "1e-5", "--clip-norm", "1"])
+    captured = capsys.readouterr()
+    assert "--init-radius, --learning-rate, or --mechanism" in captured.err
+    assert_one_line_error(code, captured, 2)
 
 
 @pytest.mark.parametrize(
