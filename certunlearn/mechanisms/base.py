@@ -24,6 +24,8 @@ FIXED = (
 )
 SECRET = "The noise key is secret and is never used again."
 REAL = "Rounding is not accounted for: real arithmetic and exact Gaussian noise."
+# What every run on retain data rests on.
+RUN = (LAST_ONLY, FIXED, SECRET, REAL)
 CENTER = (
     "The centre of the ball, the frozen parameters, the architecture and the input preprocessing "
     "do not depend on the forget set."
@@ -151,6 +153,21 @@ class Separations:
             if isinstance(value := getattr(whole, field.name), tuple)
         }
         return cast(Self, dataclasses.replace(whole, steps=steps, **cut))
+
+
+class FromBall(Separations):
+    """Starts from any model, projected onto a ball around a public centre."""
+
+    @property
+    def initial_distance(self) -> float:
+        """Largest distance between the two starts, in parameter units."""
+        run = _any(self)
+        return float(run.init_radius * (2.0 if run.reference == "retrained" else 1.0))
+
+    @property
+    def sequence(self) -> str:
+        """What holds for the union of deletions after several requests, in words."""
+        return ANY_START
 
 
 class LastNoisy(Separations):

@@ -10,7 +10,7 @@ from certunlearn.mechanisms import base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelClipping(base.Separations):
+class ModelClipping(base.FromBall):
     """Noisy SGD whose updated model is projected onto a ball (Koloskova et al., ICML 2025).
 
     The trained parameters are projected onto a ball of radius `init_radius` around a public centre
@@ -80,11 +80,6 @@ class ModelClipping(base.Separations):
         base.check_decay(self)
 
     @property
-    def initial_distance(self) -> float:
-        """Largest distance between the two starts, in parameter units."""
-        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
-
-    @property
     def contraction(self) -> np.ndarray:
         """float64 `[steps]`: 0, or 1 - learning_rate_t * weight_decay_t with `clip_norm`."""
         if self.clip_norm is None:
@@ -117,20 +112,12 @@ class ModelClipping(base.Separations):
             base.CENTER,
             base.UNSEEN,
             base.NO_MEMORY,
-            base.LAST_ONLY,
-            base.FIXED,
-            base.SECRET,
-            base.REAL,
+            *base.RUN,
         )
-
-    @property
-    def sequence(self) -> str:
-        """What holds for the union of deletions after several requests, in words."""
-        return base.ANY_START
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputPerturbation(base.LastNoisy):
+class OutputPerturbation(base.FromBall, base.LastNoisy):
     """One Gaussian on the clipped model, and no step on the data before it.
 
     The trained parameters are projected onto a ball of radius `init_radius` around a public centre,
@@ -164,11 +151,6 @@ class OutputPerturbation(base.LastNoisy):
         checks.choice("reference", self.reference, base.REFERENCES)
 
     @property
-    def initial_distance(self) -> float:
-        """Largest distance between the two models, in parameter units."""
-        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
-
-    @property
     def contraction(self) -> np.ndarray:
         """float64 `[1]`: 1."""
         return np.ones(1)
@@ -179,12 +161,5 @@ class OutputPerturbation(base.LastNoisy):
         return (
             base.compared(self.reference),
             base.CENTER,
-            base.FIXED,
-            base.SECRET,
-            base.REAL,
+            *base.RUN,
         )
-
-    @property
-    def sequence(self) -> str:
-        """What holds for the union of deletions after several requests, in words."""
-        return base.ANY_START

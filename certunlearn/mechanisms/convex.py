@@ -133,10 +133,7 @@ class _Contracting:
             base.PUBLIC,
             base.UNSEEN,
             base.NO_MEMORY,
-            base.LAST_ONLY,
-            base.FIXED,
-            base.SECRET,
-            base.REAL,
+            *base.RUN,
         )
 
 

@@ -10,7 +10,7 @@ from certunlearn.mechanisms import base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientClipping(base.Separations):
+class GradientClipping(base.FromBall):
     """Noisy SGD on the retain data with clipped gradients (Koloskova et al., ICML 2025).
 
     The trained parameters are projected onto a ball of radius `init_radius` around a public centre
@@ -74,11 +74,6 @@ class GradientClipping(base.Separations):
         base.check_decay(self)
 
     @property
-    def initial_distance(self) -> float:
-        """Largest distance between the two starts, in parameter units."""
-        return self.init_radius * (2.0 if self.reference == "retrained" else 1.0)
-
-    @property
     def contraction(self) -> np.ndarray:
         """float64 `[steps]`: c_t = 1 - learning_rate_t * weight_decay_t, in [0, 1]."""
         decayed = np.multiply(self.learning_rate, self.weight_decay)
@@ -101,13 +96,5 @@ class GradientClipping(base.Separations):
             base.CENTER,
             base.UNSEEN,
             base.NO_MEMORY if self.memoryless else state,
-            base.LAST_ONLY,
-            base.FIXED,
-            base.SECRET,
-            base.REAL,
+            *base.RUN,
         )
-
-    @property
-    def sequence(self) -> str:
-        """What holds for the union of deletions after several requests, in words."""
-        return base.ANY_START

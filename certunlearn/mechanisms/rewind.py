@@ -119,10 +119,7 @@ class RewindToDelete(base.LastNoisy):
             "checkpoint on take full batches of all others.",
             base.PUBLIC,
             base.NO_MEMORY,
-            base.LAST_ONLY,
-            base.FIXED,
-            base.SECRET,
-            base.REAL,
+            *base.RUN,
         )
 
     @property
