@@ -61,7 +61,11 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+# The whole with Adam takes long to compile.
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == "adam")) for name in ALL]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_jit_scan_and_vmap_agree_with_plain_calls(name):
     tx = ALL[name]()
     expected, _ = run(tx, [GRADIENT] * 2)

@@ -269,9 +269,8 @@ def test_an_interrupt_before_any_noise_releases_nothing(monkeypatch):
             assert run(SYSTEMS[name]).certificate.steps_run == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["model", pytest.param("noisy", marks=SLOW), pytest.param("dp", marks=SLOW)]
-)
+@SLOW
+@pytest.mark.parametrize("name", ["model", "noisy", "dp"])
 def test_a_stopped_run_resumes_to_the_same_parameters(name):
     whole = run(SYSTEMS[name])
     stopped = run(SYSTEMS[name], stop_after=2)

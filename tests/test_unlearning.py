@@ -110,6 +110,7 @@ def test_without_a_gradient_the_result_is_the_start_plus_calibrated_noise():
         assert scipy.stats.kstest(z / wrong, "norm").pvalue < 1e-3
 
 
+@pytest.mark.slow
 def test_by_default_the_accountant_with_the_least_noise_is_used_and_named():
     short = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.5, steps=2)
     result = run(short, accountant=None)
