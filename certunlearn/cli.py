@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.command(args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package == "dp_accounting":
+            return _fail(str(error), 2)
         if package not in _EXAMPLES:
             raise
         return _fail(f'{package} is missing: pip install "certunlearn[examples]"', 2)

@@ -226,7 +226,7 @@ def stability_distance(
 
 
 def gradient_difference(loss: ConvexLoss, *, size: int, deletions: int) -> float:
-    """How much k of n examples can change the gradient of the objective anywhere: 2 k G / n.
+    """How much k of n examples can change the gradient of the objective, where G holds: 2 k G / n.
 
     >>> loss = logistic_regression(feature_norm=1.0, l2=0.5)
     >>> gradient_difference(loss, size=1000, deletions=5)

@@ -154,6 +154,16 @@ def test_plan_refuses_what_is_no_mechanism(capsys, arguments, message):
     assert_one_line_error(code, captured, 2)
 
 
+def test_plan_says_what_to_install_for_private_training(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    fields = ["clip_norm=1", "sampling_rate=0.1", "batch_size=7", "deletions=1", "learning_rate=1"]
+    arguments = [part for field in fields for part in ("--set", field)]
+    code = cli.main([*OTHER, "DPSGD", *arguments, "--steps", "3"])
+    captured = capsys.readouterr()
+    assert 'pip install "certunlearn[dp]"' in captured.err
+    assert_one_line_error(code, captured, 2)
+
+
 def test_plan_names_the_options_that_are_missing(capsys):
     code = cli.main(["plan", "--epsilon", "1", "--delta", "1e-5", "--clip-norm", "1"])
     captured = capsys.readouterr()

@@ -15,6 +15,7 @@ from certunlearn.accounting import dp_sgd
 from certunlearn.mechanisms import DPSGD
 
 _ROOM = 1e-6  # share of delta that is kept for it
+_POINTS = 12  # of a curve that are worked out
 
 
 def refusal(mechanism: Any) -> str | None:
@@ -52,9 +53,16 @@ def noise_scale(mechanism: DPSGD, epsilon: float, delta: float, progress: bool) 
 
 
 def epsilon_curve(mechanism: DPSGD, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """See `certunlearn.epsilon_curve`: training only loses with every step."""
-    found = [epsilon(mechanism.first(t), scale, delta) for t in range(1, mechanism.steps + 1)]
-    return np.array([0.0, *found])
+    """See `certunlearn.epsilon_curve`: training only loses with every step.
+
+    Numbers of steps that are not worked out get the epsilon of the next that is.
+    """
+    curve = np.zeros(mechanism.steps + 1)
+    done = 0
+    for stop in np.unique(np.geomspace(1, mechanism.steps, _POINTS).round().astype(int)).tolist():
+        curve[done + 1 : stop + 1] = epsilon(mechanism.first(stop), scale, delta)
+        done = stop
+    return np.maximum.accumulate(curve)
 
 
 def _cut(mechanism: DPSGD, epsilon: float) -> float:

@@ -203,7 +203,8 @@ def _noise_scale_once(
 ) -> float:
     steps = Steps(distance, np.array(contraction), np.array(shift), np.array(noise))
     largest = _mu(steps) / gaussian.mu(epsilon, delta)  # what interpolation asks for
-    run = blocks(steps)
+    # At the noise that will do: which of it is of use depends on its scale.
+    run = blocks(steps._replace(noise=steps.noise * largest))
     if len(run.noise) == 1:
         return largest
     fine = _resolution(run)

@@ -40,8 +40,8 @@ class ModelClipping(base.FromBall):
       ValueError: if an argument is out of range, or `init_noise_scale` comes with `clip_norm`.
 
     Guarantee:
-      None by itself. The separation holds for any loss and any batches. In the first form it is
-      that of the last step alone which no accountant can mend: sigma must be in proportion to C2.
+      None by itself. The separation holds for any loss and any batches. In the first form it does
+      not depend on what came before, so that the `"product"` accountant is as good as any.
 
     >>> m = ModelClipping(init_radius=1.0, model_radius=0.5, learning_rate=0.1, steps=10)
     >>> m.initial_distance, m.separation(0, 7.0)
