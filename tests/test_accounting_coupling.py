@@ -13,6 +13,7 @@ from certunlearn.accounting import (
     attack,
     coupling,
     coupling_kernel,
+    coupling_rows,
     coupling_tables,
     gaussian,
     interpolation,
@@ -38,6 +39,11 @@ def uncapped(steps, delta, **options):
     """The recursion's own epsilon: not capped by interpolation, which would hide its errors."""
     solved = solve(steps, delta, **options)
     return coupling._epsilon(solved, delta, 3 * by_interpolation(steps, delta))
+
+
+def by_interpolation_noise(steps):
+    mu = interpolation.gdp_mu(steps.distance, steps.contraction, steps.shift, steps.noise)
+    return mu / gaussian.mu(1.0, 1e-5)
 
 
 def by_interpolation(steps, delta):
@@ -152,10 +158,10 @@ def test_merging_costs_but_stays_between():
 
 def mass(separation, end, window, tail, levels, merged):
     """What a step makes of a table of ones: delta of its Gaussians; and the rest, and the time."""
-    nodes = coupling_tables._nodes(end, 0.1)
+    nodes = coupling_rows.make_nodes(end, 0.1)
     table = coupling_tables.Table(nodes, np.ones(len(nodes)), np.ones((len(nodes), 8)))
     window = window or len(nodes)
-    rows = coupling_tables._rows(
+    rows = coupling_rows.make_rows(
         np.array([separation]), nodes, len(nodes), window, tail, merged, False
     )
     rows = rows._replace(levels=levels[None], thetas=np.zeros((1, len(levels))))
@@ -192,8 +198,8 @@ def test_where_l_is_high_windows_are_where_the_noise_leads(merged):
 @pytest.mark.parametrize("separation", [1.0, 8.0, 30.0])
 @pytest.mark.slow
 def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):
-    nodes = coupling_tables._nodes(separation + 10, 0.15)
-    rows = coupling_tables._rows(
+    nodes = coupling_rows.make_nodes(separation + 10, 0.15)
+    rows = coupling_rows.make_rows(
         np.array([separation]), nodes, len(nodes), len(nodes), 4.0, False, False
     )
     level, theta, time = 2.0 * separation, 0.3, float(rows.time[0])
@@ -211,6 +217,14 @@ def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):
     exact = np.log(np.expm1(-rate * (between + star)) / np.expm1(-rate * (between - star)))
     assert np.all(np.interp(between, nodes, gain) <= exact + 1e-12)
     assert gain.max() > 0.01 or separation == 30
+
+
+def test_the_noise_scale_does_not_depend_on_the_unit_of_length():
+    """In a small unit a noise of 1 is of no use, which says nothing of the noise in search."""
+    near, far = (game(2.0 * unit, 1.0, 0.5 * unit, 1.0, 3) for unit in (1.0, 1e4))
+    found = coupling.noise_scale(near, 1.0, 1e-5)
+    assert found < 0.9 * by_interpolation_noise(near)
+    assert coupling.noise_scale(far, 1.0, 1e-5) == pytest.approx(1e4 * found, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
       time: float64 `[rows]`: the share of the noise after which nodes are looked out for.
       near: int32 `[rows]`: the last node to be hit almost surely in what is left of it.
       first: int32 `[rows]`: the first node of the moments.
-      moments: float64 `[rows, kinds, moments]`: see `coupling_tables._moments`.
+      moments: float64 `[rows, kinds, moments]`: see `coupling_rows._moments`.
       levels: float64 `[rows, columns]`: L >= 0.
       thetas: float64 `[rows, columns]`: where the mirror stands.
     """

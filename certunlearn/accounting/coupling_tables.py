@@ -7,35 +7,22 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from certunlearn.accounting import coupling_kernel, gaussian
+from certunlearn.accounting import coupling_kernel, coupling_rows, gaussian
 from certunlearn.accounting.coupling_kernel import Rows, Target
 
 # Mirrors that are tried: theta.
 THETAS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65])
 
-# Gaps grow with the distance: they have doubled at this one.
-_DOUBLED = 40.0
-_WIDEST = 0.75
 # Beyond this distance everything is charged at 1.
 _FARTHEST = 300.0
 # Lengths of tables, so that steps repeat: powers of this.
 _STRETCH = 1.4
-# What is left of the noise when nodes are looked out for, in squared gaps.
-_LOOKOUT = 0.5
-# Nodes that are hit almost surely: those as near as this, in standard deviations of the distance.
-_NEAR = 3.5
 # What is charged in the dark, as a share of delta: beyond the tables, and beyond the windows.
 _FLOOR, _TAIL = 5e-3, 5e-4
 # A mirror is chosen for every so many rows and levels; between them the choice is interpolated.
 _ROWS_APART, _LEVELS_APART = 4, 8
 # And is kept for so many steps, as a share of those before.
 _GROWTH = 0.3
-
-# Moments are worked out for so many windows to the left.
-_MOMENTS = 2
-
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_POINTS, _WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2
 
 
 class Blocks(NamedTuple):
@@ -161,7 +148,11 @@ def solve(
             table = _at_levels(table, top)
         key = (id(table.nodes), bool(blocks.merged[t]), separations.tobytes())
         if key not in made:
-            made = {key: _rows(separations, table.nodes, size, window, tail, key[1], optimistic)}
+            made = {
+                key: coupling_rows.make_rows(
+                    separations, table.nodes, size, window, tail, key[1], optimistic
+                )
+            }
         rows = made[key]
         levels = top[:, None] * np.linspace(0, 1, resolution.columns)
         target = _target(table, size)
@@ -195,7 +186,7 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
     if table is None or separation == 0 or separation > table.nodes[-1]:
         return np.asarray(exact)
     tail, merged = _tail(solved.delta, len(blocks.noise)), bool(blocks.merged[0])
-    row = _rows(
+    row = coupling_rows.make_rows(
         np.array([separation]),
         table.nodes,
         solved.size,
@@ -210,7 +201,7 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
     levels = np.resize(epsilons, (pieces, most, 1))
     shape = (pieces, most, len(THETAS))
     step = coupling_kernel.operator(
-        _taken(row, np.zeros(pieces, int))._replace(
+        coupling_rows.take_rows(row, np.zeros(pieces, int))._replace(
             levels=np.broadcast_to(levels, shape).reshape(pieces, -1),
             thetas=np.broadcast_to(THETAS, shape).reshape(pieces, -1),
         ),
@@ -240,7 +231,7 @@ def _choose(
     some = np.unique(np.append(np.arange(0, count, _ROWS_APART), count - 1))
     at = np.arange(0, columns, _LEVELS_APART)
     shape = (len(some), len(at), len(THETAS))
-    tried = _taken(rows, some)._replace(
+    tried = coupling_rows.take_rows(rows, some)._replace(
         levels=np.broadcast_to(levels[some][:, at, None], shape).reshape(len(some), -1),
         thetas=np.broadcast_to(THETAS, shape).reshape(len(some), -1),
     )
@@ -263,16 +254,9 @@ def _grids(blocks: Blocks, gap: float, tail: float) -> list[np.ndarray]:
         end = min((reach + 2 * tail * math.sqrt(variance)) / sigma, _FARTHEST)
         power = math.ceil(math.log(end) / math.log(_STRETCH))
         if power not in made:
-            made[power] = _nodes(_STRETCH**power, gap)
+            made[power] = coupling_rows.make_nodes(_STRETCH**power, gap)
         grids.append(made[power])
     return grids
-
-
-def _nodes(end: float, gap: float) -> np.ndarray:
-    nodes = [0.0]
-    while nodes[-1] < end:
-        nodes.append(nodes[-1] + min(gap * (1 + nodes[-1] / _DOUBLED), _WIDEST))
-    return np.array(nodes)
 
 
 def _separations(blocks: Blocks, t: int, nodes: np.ndarray) -> np.ndarray:
@@ -296,89 +280,6 @@ def _repeats(blocks: Blocks, grids: list[np.ndarray], t: int) -> int:
     return count if blocks.noise[t - 1] == blocks.noise[t] else 1
 
 
-def _rows(
-    separations: np.ndarray,
-    nodes: np.ndarray,
-    size: int,
-    window: int,
-    tail: float,
-    merged: bool,
-    optimistic: bool,
-) -> Rows:
-    """Rows without levels and mirrors."""
-    # At distance 0 nothing is read, and beyond the nodes everything is 1.
-    separations = np.clip(separations, 1e-9, nodes[-1])
-    near = _near(nodes, separations)
-    gap = nodes[near + 1] - nodes[near]  # the wider of the two cells beside the last near node
-    time = np.ones_like(separations) if optimistic else 1 - _LOOKOUT * gap**2
-    right = np.searchsorted(nodes, separations + 2 * tail) + 1
-    length = min(_MOMENTS * window, size)
-    first = np.clip(right - length + 1, 0, max(len(nodes) - length, 0))
-    empty = np.empty((len(separations), 0))  # for levels and mirrors
-    return Rows(
-        separations,
-        time,
-        near.astype(np.int32),
-        first.astype(np.int32),
-        _moments(separations, time, nodes, first, length, merged),
-        empty,
-        empty,
-    )
-
-
-def _taken(rows: Rows, which: np.ndarray) -> Rows:
-    return Rows(*(field[which] for field in rows))
-
-
-def _moments(
-    separations: np.ndarray,
-    time: np.ndarray,
-    nodes: np.ndarray,
-    first: np.ndarray,
-    length: int,
-    merged: bool,
-) -> np.ndarray:
-    """Integrals over cells that are the same for all levels, float64 `[rows, kinds, length]`.
-
-    Against the density of a Brownian distance (of rate 4) at `time`: without a mirror's killing, of
-    u^0 to u^4 over each cell, u from 0 to 1; with it, of the chance that a node is hit first of
-    its cell's two, of that times half the time until then, and times an eighth of its square. In
-    units of e^(-(r - rho)^2 / (8 time)) at a cell's first node or, with killing, at the node.
-    """
-    place = np.minimum(first[:, None] + np.arange(length), len(nodes) - 1)
-    h = (nodes[np.minimum(place + 1, len(nodes) - 1)] - nodes[place])[..., None]
-    distance = nodes[place][..., None] + h * _POINTS
-    rho, t = separations[:, None, None], time[:, None, None]
-    # Relative to the cell's first node, lest it underflow.
-    density = np.exp(-h * _POINTS * (distance + nodes[place][..., None] - 2 * rho) / (8 * t))
-    density = density * h * _WEIGHTS / (2 * np.sqrt(2 * np.pi * t))
-    # Eight Gauss points integrate e^(k u) times such polynomials to this share of the result:
-    # Trefethen (2008, Theorem 4.5) with the ellipse of radius 8, and room.
-    k = h * (np.abs(nodes[place][..., None] - rho) + h) / (4 * t)
-    error = 1e-8 * np.exp(np.minimum(2 * k, 200))
-    if not merged:
-        density = density * (1 + error)
-        return np.stack([density @ _POINTS**i for i in range(5)], axis=1)
-    # Where it would be too steep for that, killing is left out.
-    steep = h * rho / (2 * t) > 4
-    density = density * np.where(steep, 1.0, -np.expm1(-distance * rho / (2 * t)))
-    h, error = h[..., 0], error[..., 0]
-    lift = np.exp(h * (2 * (nodes[place] - separations[:, None]) + h) / (8 * time[:, None]))
-    kinds = np.zeros((3, *place.shape))
-    for u, upwards in ((_POINTS, True), (1 - _POINTS, False)):
-        parts = (
-            density @ u * (1 + error),
-            density @ (u * (1 - u**2)) * h**2 / 24 * np.maximum(1 - error, 0),
-            density @ (u * (u**4 / 120 - u**2 / 36 + 7 / 360)) * h**4 / 16 * (1 + error),
-        )
-        for kind, part in zip(kinds, parts, strict=True):
-            if upwards:
-                kind[:, 1:] += (part * lift)[:, :-1]
-            else:
-                kind += part
-    return kinds.transpose(1, 0, 2)
-
-
 def _missed(
     table: Table, size: int, window: int, tail: float, merged: bool, optimistic: bool
 ) -> np.ndarray:
@@ -394,23 +295,20 @@ def _missed(
     beyond = np.append(_chord(table.values[1:], levels, spacing), table.values[-1:], axis=0)
     # The widest cell of a row's window against that which its lookout is made for.
     gaps = np.diff(table.nodes)
-    near = np.maximum(_near(table.nodes, table.nodes) - 1, 0)  # separations are between nodes
+    near = np.maximum(
+        coupling_rows.last_near(table.nodes, table.nodes) - 1, 0
+    )  # separations are between nodes
     far = np.maximum(np.searchsorted(table.nodes, table.nodes + 2 * tail) + 2, window)
     widest = float((gaps[np.minimum(far, len(gaps) - 1)] / gaps[near]).max())
-    if widest**2 > 12 * _LOOKOUT:
+    if widest**2 > 12 * coupling_rows.LOOKOUT:
         raise AssertionError(f"cells in one window differ by {widest}, more than the proof allows")
     parts = []
     for wider in (1.0, widest):
-        exponent = 2 * math.pi**2 * _LOOKOUT / wider**2
+        exponent = 2 * math.pi**2 * coupling_rows.LOOKOUT / wider**2
         chance = 4 * math.exp(-exponent) / -math.expm1(-8 * exponent)
         cost = beyond if merged else table.values + beyond
         parts.append(_padded(table.values + chance * cost, size))
     return np.stack(parts)
-
-
-def _near(nodes: np.ndarray, separations: np.ndarray) -> np.ndarray:
-    """The last node to be hit almost surely."""
-    return np.clip(np.searchsorted(nodes, separations + 2 * _NEAR), 1, len(nodes) - 2)
 
 
 def _chord(values: np.ndarray, levels: np.ndarray, spacing: np.ndarray) -> np.ndarray:
