@@ -32,6 +32,8 @@ from certunlearn.accounting import gaussian, runs
 _HALVINGS = 60
 _LARGEST = 1000.0  # epsilon; beyond it there is no guarantee to speak of
 _APART = 1000.0  # separations, in standard deviations, beyond which theta counts as 1
+# More than `gaussian.delta` is too small by (3e-13, measured); errors of T steps would multiply.
+_ROUNDED_UP = 1 + 1e-12
 _MOST_LESS = 50.0  # logarithm of the factor by which less noise is sought than one step needs
 
 
@@ -124,6 +126,7 @@ def _deltas(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.n
         if sigma > 0:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
             apart = separation / sigma
-            found = found * (1.0 if apart > _APART else gaussian.delta(ratio, apart))
+            theta = 1.0 if apart > _APART else gaussian.delta(ratio, apart) * _ROUNDED_UP
+            found = np.minimum(found * theta, found)
         rows.append(found)
     return np.array(rows)
