@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from certunlearn import files
@@ -24,7 +27,8 @@ class UnlearningState(NamedTuple):
       data_key: uint32 `[2]`, key of the batch order.
       finetune_key: uint32 `[2]`, key of the fine-tuning batches.
       key_source: how the keys were drawn.
-      plan: digest of the plan that the state belongs to.
+      plan: digests of what the run depends on (data, trained parameters, centre, settings), under
+        the names of `unlearn`'s arguments.
     """
 
     step: int
@@ -32,10 +36,14 @@ class UnlearningState(NamedTuple):
     data_key: np.ndarray
     finetune_key: np.ndarray
     key_source: str
-    plan: str
+    plan: dict[str, str]
+
+    def __repr__(self) -> str:
+        """How far the run is, and nothing that is secret."""
+        return f"UnlearningState(step={self.step}, <private>)"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class PrivateHistory:
     """Private: what the operator may look at and must not publish.
 
@@ -52,7 +60,8 @@ class PrivateHistory:
       evaluations: (step, value) for each call of `evaluate`.
       trained_digest: SHA-256 of the trained model's parameters.
       start_digest: SHA-256 of their projection onto the ball.
-      state: what it takes to resume, if the run was stopped early, else None.
+      state: what it takes to resume, if the run was stopped before its last step, fine-tuning
+        included; else None.
       before_noise: where noise comes after the last step only: the parameters without it, from
         which the next request is served (`mechanism.next`); else None. As secret as the trained
         model, and not saved.
@@ -68,8 +77,16 @@ class PrivateHistory:
     state: UnlearningState | None
     before_noise: Any = None
 
+    def __repr__(self) -> str:
+        """How many steps there were, and nothing that is secret."""
+        tuned = len(self.finetune_losses)
+        return f"PrivateHistory(<private: {len(self.losses)} noisy steps, {tuned} without noise>)"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON, without `state`; the name must end in `.private.json`.
+
+        Numbers that are not finite become null, keys become strings, and of an evaluation that
+        is none of JSON's types its `repr` is written.
 
         Raises:
           ValueError: if the name does not say that the file is private.
@@ -77,15 +94,15 @@ class PrivateHistory:
         _check_private(path, ".private.json")
         record = {
             "warning": "Private record of the operator: publishing it voids the certificate.",
-            "losses": self.losses.tolist(),
-            "clip_fractions": self.clip_fractions.tolist(),
+            "losses": self.losses,
+            "clip_fractions": self.clip_fractions,
             "nonfinite": self.nonfinite,
-            "finetune_losses": self.finetune_losses.tolist(),
+            "finetune_losses": self.finetune_losses,
             "evaluations": self.evaluations,
             "trained_digest": self.trained_digest,
             "start_digest": self.start_digest,
         }
-        text = json.dumps(record, indent=2, default=_plain) + "\n"
+        text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
         files.write_atomically(path, lambda file: file.write(text.encode()), private=True)
 
 
@@ -128,9 +145,9 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
             data_key=data_key,
             finetune_key=finetune_key,
             key_source=str(about["key_source"]),
-            plan=str(about["plan"]),
+            plan={str(name): str(digest) for name, digest in about["plan"].items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a saved unlearning state") from error
 
 
@@ -140,4 +157,22 @@ def _check_private(path: str | os.PathLike[str], ending: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist()
+    """The same in JSON's types."""
+    if isinstance(value, Mapping):
+        pairs = [(_name(key), _plain(item)) for key, item in value.items()]
+        # Keys such as 1 and "1" would be the same in JSON.
+        return dict(pairs) if len(dict(pairs)) == len(pairs) else pairs
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(getattr(value, "dtype", None), np.dtype):  # not a PRNG key, whose repr is enough
+        plain = np.asarray(value).tolist()
+        return _plain(plain) if isinstance(plain, bool | int | float | str | list) else repr(value)
+    return "a PRNG key" if isinstance(value, jax.Array) else repr(value)
+
+
+def _name(key: Any) -> str:
+    return str(key.item() if isinstance(key, np.generic) else key)

@@ -1,4 +1,4 @@
-"""Ctrl-C between steps instead of inside one, so that no work is lost."""
+"""Stops and failures that lose no work: Ctrl-C between steps, exceptions that carry the state."""
 
 import signal
 import threading
@@ -6,27 +6,85 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from certunlearn.history import UnlearningState
+
+
+class UnlearningFailed(RuntimeError):
+    """An exception in `unlearn` after noise was added; `__cause__` is what was raised.
+
+    Attributes:
+      state: **private**, what `unlearn(..., resume=error.state)` goes on from.
+    """
+
+    state: UnlearningState | None = None
+
+
+class UnlearningInterrupted(KeyboardInterrupt):
+    """A second Ctrl-C in `unlearn` after noise was added, or one where nothing can be released.
+
+    Attributes:
+      state: **private**, what `unlearn(..., resume=error.state)` goes on from.
+    """
+
+    state: UnlearningState | None = None
+
+
+@contextmanager
+def carrying(state: Callable[[], UnlearningState | None]) -> Iterator[None]:
+    """Gives whatever is raised within this context the state from which the run can go on.
+
+    Args:
+      state: makes it, or returns None where there is nothing to go on from; then, and for an exit
+        of the interpreter, the exception is raised as it is.
+
+    Raises:
+      UnlearningFailed: in place of an exception.
+      UnlearningInterrupted: in place of a KeyboardInterrupt.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        kept = state()
+        if kept is None:
+            raise
+        pressed = isinstance(error, KeyboardInterrupt)
+        what = f"interrupted {error}".strip() if pressed else f"{type(error).__name__}: {error};"
+        raised = (UnlearningInterrupted if pressed else UnlearningFailed)(
+            f"{what} at step {kept.step}. Nothing was released and nothing is lost: the state of "
+            "this exception goes on from there, unlearn(..., resume=error.state)"
+        )
+        raised.state = kept
+        raise raised from error
+
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within this context the first Ctrl-C is only noted; a second one interrupts as usual.
+    """Within this context the first Ctrl-C or SIGTERM is only noted; a second one interrupts.
+
+    A signal that is ignored stays ignored, and one with a handler of the program's own stays with
+    that handler.
 
     Yields:
-      A function that says whether Ctrl-C was pressed.
+      A function that says whether there was one.
     """
-    pressed = False
+    noted = False
 
     def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+        nonlocal noted
+        if noted:
             raise KeyboardInterrupt
-        pressed = True
+        noted = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals reach the main thread only
         return
-    before = signal.signal(signal.SIGINT, note)
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = {number: handler for number, handler in before.items() if handler in usual}
     try:
-        yield lambda: pressed
+        for number in mine:
+            signal.signal(number, note)
+        yield lambda: noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in mine.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A pytree as two lists of leaves: those that are trained and those that stay as they are."""
+"""A pytree of parameters, of which some leaves are trained and others stay as they are."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from certunlearn import files
 
@@ -13,6 +14,9 @@ from certunlearn import files
 @dataclasses.dataclass(frozen=True)
 class Split:
     """A pytree of parameters, some of its leaves frozen.
+
+    What is trained is the same tree with `optax.MaskedNode()`, a node without leaves, in the frozen
+    places: optimizers find leaves by their names, labels and masks fit, and no frozen leaf is seen.
 
     Attributes:
       treedef: structure of the whole.
@@ -29,6 +33,7 @@ class Split:
         """Splits `params` by a pytree of bools of the same structure, or freezes nothing.
 
         Raises:
+          TypeError: if `frozen` holds anything but bools.
           ValueError: if the structures differ, nothing is left to train, or there are no leaves.
         """
         leaves = jax.tree.leaves(params)
@@ -40,14 +45,17 @@ class Split:
         flags, structure = jax.tree.flatten(frozen)
         if treedef != structure:
             raise ValueError(f"frozen must be structured like params, {treedef}; got {structure}")
+        wrong = [flag for flag in flags if not isinstance(flag, bool | np.bool_)]
+        if wrong:
+            raise TypeError(f"frozen must hold True or False for each leaf, got {wrong[0]!r}")
         if all(flags):
             raise ValueError("frozen must leave at least one leaf to train, got True for all")
         return cls(treedef, leaves, [bool(flag) for flag in flags])
 
     @property
-    def trainable(self) -> list[Any]:
-        """The leaves that are trained."""
-        return self._choose(self.leaves)
+    def trainable(self) -> Any:
+        """The tree of what is trained."""
+        return self._masked(self.leaves)
 
     @property
     def frozen_names(self) -> list[str]:
@@ -65,8 +73,8 @@ class Split:
             if not frozen
         }
 
-    def like_params(self, name: str, tree: Any) -> list[Any]:
-        """The trainable leaves of another tree of the same structure and shapes.
+    def like_params(self, name: str, tree: Any) -> Any:
+        """What is trained, of another tree of the same structure and shapes.
 
         Raises:
           ValueError: naming the argument `name`, if structure or shapes differ.
@@ -82,16 +90,20 @@ class Split:
                     f"{name} must have the shapes of params, got {np.shape(theirs)} "
                     f"where params have {np.shape(mine)}"
                 )
-        return self._choose(leaves)
+        return self._masked(leaves)
 
-    def merge(self, trainable: list[Any]) -> Any:
+    def merge(self, trainable: Any) -> Any:
         """The whole tree with these trained leaves and the frozen ones."""
-        trained = iter(trainable)
+        trained = iter(jax.tree.leaves(trainable))
         leaves = [
             jnp.asarray(leaf) if frozen else next(trained)
             for leaf, frozen in zip(self.leaves, self.is_frozen, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def _choose(self, leaves: list[Any]) -> list[Any]:
-        return [leaf for leaf, frozen in zip(leaves, self.is_frozen, strict=True) if not frozen]
+    def _masked(self, leaves: list[Any]) -> Any:
+        nodes = [
+            optax.MaskedNode() if frozen else leaf
+            for leaf, frozen in zip(leaves, self.is_frozen, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, nodes)

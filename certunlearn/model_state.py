@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from certunlearn import batches, checks
 
@@ -22,7 +24,7 @@ def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> An
     Args:
       model: a pytree of parameters; or a Flax Linen variable dict, a Flax `TrainState` or an NNX
         module, whose parameters are taken. A `TrainState`'s optimizer state and step are left
-        behind.
+        behind, and so are random keys, which hold no trace of data.
       recompute_state: how other state is recomputed, if there is any.
 
     Returns:
@@ -107,10 +109,23 @@ def _is_train_state(model: Any) -> bool:
 
 
 def _check(kind: str, state: dict[str, Any], recompute_state: Callable[..., Any] | None) -> None:
-    found = [name for name, value in state.items() if jax.tree.leaves(value)]
+    found = [
+        name for name, value in state.items() if not all(map(_is_key, jax.tree.leaves(value)))
+    ]
     if found and recompute_state is None:
         raise ValueError(
             f"params is a {kind} that carries state besides parameters ({', '.join(found)}), "
             "which remembers the forget set; pass recompute_state=f, where f(params, retain_data) "
-            "recomputes it from the released parameters (certunlearn.recompute_statistics helps)"
+            "recomputes it from the released parameters (certunlearn.recompute_statistics helps), "
+            "or the model without it if the released one needs none (a dynamic loss scale, say)"
         )
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether it is a random key or an array of some, typed, or raw as `jax.random.PRNGKey`'s."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return False
+    words = jax.random.key_data(jax.random.key(0)).shape
+    raw = dtype == np.uint32 and leaf.shape[-1:] == words
+    return raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -12,7 +12,8 @@ from certunlearn import batches, gradients, keys, transforms
 from certunlearn.mechanisms import DPSGD
 from certunlearn.optimizer import ZeroNonfiniteState
 
-Carry = tuple[list[jax.Array], optax.OptState]
+# The parameters that are trained, and the optimizer's state.
+Carry = tuple[Any, optax.OptState]
 
 # Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
 # inside a rolled loop about 30 times slower than outside, so there one call is one step.
@@ -78,7 +79,9 @@ def noisy_steps(
                 grads = jax.tree.map(lambda g: factor * g, grads)
             else:
                 loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
-            updates, opt_state = tx.update(grads, opt_state, leaves)
+            updates, opt_state = optax.with_extra_args_support(tx).update(
+                grads, opt_state, leaves, **_asked_for(loss_of, loss, grads, batch)
+            )
             leaves = optax.apply_updates(leaves, updates)
             after = _counts(opt_state)
             clipped, nonfinite = after[0] - before[0], after[1] - before[1]
@@ -136,35 +139,65 @@ def calls(
         step += count
 
 
-def finetuning_steps(
+def noiseless_step(
     loss_fn: Callable[[Any, Any], jax.Array],
-    leaves: list[jax.Array],
     optimizer: optax.GradientTransformation,
+    batch_size: int,
+) -> Callable[..., tuple[Any, optax.OptState, jax.Array]]:
+    """Compiles `one(params, state, data, order, position) -> (params, state, batch loss)`.
+
+    `one` takes a step without noise on batch number `position` of the epoch's `order`. The memory
+    of the old parameters and state is used again.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def one(
+        params: Any, state: optax.OptState, data: Any, order: jax.Array, position: int
+    ) -> tuple[Any, optax.OptState, jax.Array]:
+        batch = batch_at(data, order, position, batch_size)
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = optax.with_extra_args_support(optimizer).update(
+            grads, state, params, **_asked_for(loss_fn, loss, grads, batch)
+        )
+        return optax.apply_updates(params, updates), state, loss
+
+    return one
+
+
+def finetuning_steps(
+    one: Callable[..., tuple[Any, optax.OptState, jax.Array]],
+    optimizer: optax.GradientTransformation,
+    params: Any,
     steps: int,
     key: jax.Array,
     data: Any,
     size: int,
     batch_size: int,
-) -> Iterator[tuple[list[jax.Array], jax.Array]]:
-    """Noiseless steps with a fresh optimizer state; yields (leaves, batch loss) after each."""
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def one(
-        leaves: list[jax.Array], state: optax.OptState, data: Any, order: jax.Array, position: int
-    ) -> tuple[list[jax.Array], optax.OptState, jax.Array]:
-        batch = batch_at(data, order, position, batch_size)
-        loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
-        updates, state = optimizer.update(grads, state, leaves)
-        return optax.apply_updates(leaves, updates), state, loss
-
-    state = optimizer.init(leaves)
+) -> Iterator[tuple[Any, jax.Array]]:
+    """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each."""
+    params, state = owned((params, optimizer.init(params)))
     per_epoch = size // batch_size
     for step in range(steps):
         epoch, position = divmod(step, per_epoch)
         if position == 0:
             order = batches.epoch_order(key, epoch, size)
-        leaves, state, loss = one(leaves, state, data, order, position)
-        yield leaves, loss
+        params, state, loss = one(params, state, data, order, position)
+        yield params, loss
+
+
+def owned(tree: Any) -> Any:
+    """A copy of which no two leaves share memory: a step may then use all of it again.
+
+    Parameters may be tied, and an optimizer's state may begin as the parameters themselves.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _asked_for(
+    loss_fn: Callable[[Any, Any], jax.Array], loss: jax.Array, grads: Any, batch: Any
+) -> dict[str, Any]:
+    """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
+    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch)}
 
 
 def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any:

@@ -20,23 +20,20 @@ from certunlearn.mechanisms import (
 _BEFORE = 2**31 - 1
 
 
-def start(mechanism: Any, leaves: list[jax.Array], center: Any, key: jax.Array) -> list[jax.Array]:
+def start(mechanism: Any, params: Any, center: Any, key: jax.Array) -> Any:
     """The parameters before the first step: projected, and with noise, if the mechanism says so."""
     radius = ball_radius(mechanism)
     if radius is not None:
-        leaves = transforms.clip_params(leaves, radius, center)
+        params = transforms.clip_params(params, radius, center)
     if isinstance(mechanism, ModelClipping) and mechanism.init_noise_scale > 0:
         tx = transforms.add_gaussian_noise(
             mechanism.init_noise_scale, jax.random.fold_in(key, _BEFORE)
         )
-        leaves, _ = tx.update(leaves, tx.init(leaves))
-    # A copy: the steps overwrite their input, and this may be the caller's own.
-    return [jnp.array(leaf, copy=True) for leaf in leaves]
+        params, _ = tx.update(params, tx.init(params))
+    return params
 
 
-def before_noise(
-    mechanism: Any, scale: Any, leaves: list[jax.Array], opt_state: Any
-) -> list[jax.Array] | None:
+def before_noise(mechanism: Any, scale: Any, params: Any, opt_state: Any) -> Any:
     """The last parameters without the one noise, for the next request; None if there were more."""
     if not isinstance(mechanism, base.LastNoisy):
         return None
@@ -45,9 +42,9 @@ def before_noise(
     last = states[-1]._replace(count=states[-1].count - 1)
     sigma = scale[-1] if isinstance(scale, tuple) else scale
     noise, _ = transforms.add_gaussian_noise(sigma, last.key_data).update(
-        [jnp.zeros_like(leaf) for leaf in leaves], last
+        jax.tree.map(jnp.zeros_like, params), last
     )
-    return [leaf - drawn for leaf, drawn in zip(leaves, noise, strict=True)]
+    return jax.tree.map(jnp.subtract, params, noise)
 
 
 def ball_radius(mechanism: Any) -> float | None:

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +13,20 @@ import numpy as np
 import optax
 
 from certunlearn import (
-    accounting,
-    batches,
     certificates,
     checks,
-    files,
+    inputs,
     interrupts,
-    leaves,
-    mechanisms,
-    model_state,
+    preparing,
+    resuming,
+    rounding,
     steps,
     systems,
-    trees,
 )
-from certunlearn import keys as keys_lib
 from certunlearn.history import PrivateHistory, UnlearningState
-from certunlearn.optimizer import noisy_sgd
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class UnlearningResult:
     """What `unlearn` returns.
 
@@ -50,6 +43,14 @@ class UnlearningResult:
     history: PrivateHistory
     model_state: Any = None
 
+    def __repr__(self) -> str:
+        """The claim. Of a run that was stopped, the parameters may be a hidden iterate."""
+        c = self.certificate
+        return (
+            f"UnlearningResult(epsilon={c.epsilon:g}, delta={c.delta:g}, steps_run={c.steps_run}, "
+            f"params=<{c.coverage['parameters']} numbers>, history=<private>)"
+        )
+
 
 def unlearn(
     loss_fn: Callable[[Any, Any], jax.Array],
@@ -64,6 +65,7 @@ def unlearn(
     key: jax.Array | None = None,
     center: Any = None,
     finetune: tuple[optax.GradientTransformation, int] | None = None,
+    finetune_loss_fn: Callable[[Any, Any], jax.Array] | None = None,
     per_example: bool = False,
     microbatch_size: int | None = None,
     before_clip: optax.GradientTransformation | None = None,
@@ -81,14 +83,15 @@ def unlearn(
 
     For `GradientClipping`: projects `params` onto the mechanism's ball, runs its noisy steps on
     retain data, then optionally fine-tunes without noise; for other mechanisms, what their
-    docstrings say. Ctrl-C during the noisy steps ends them early; the result
-    then certifies what was really run, and `history.state` can be resumed.
+    docstrings say. Every step is tried by its shapes first, so that what cannot work is refused
+    before any noise. Ctrl-C or SIGTERM ends the run early between two steps; the result then
+    certifies what was really run, and `history.state` can be resumed.
 
     Args:
       loss_fn: `loss_fn(params, batch) -> scalar`, the mean loss of a batch, any JAX function.
       params: the trained parameters: a pytree of float32 or float64 arrays, or a Flax Linen
         variable dict, `TrainState` or NNX module (see `extract_params` for what `loss_fn` gets).
-      retain_data: pytree of arrays with a common leading axis; no forget data.
+      retain_data: pytree of arrays with a common leading axis, all in memory; no forget data.
       mechanism: what the noisy steps do: any of `certunlearn.mechanisms`. With `DPSGD` this is the
         training itself, on all the data.
       delta: the certificate's delta.
@@ -100,11 +103,17 @@ def unlearn(
         experiments; the certificate records which.
       center: the public centre of the ball, structured like `params`; zero if None. It must not
         depend on the forget set.
-      finetune: (Optax optimizer, steps): noiseless steps on retain data after the noisy ones.
+      finetune: (Optax optimizer, steps): noiseless steps on retain data after the noisy ones. The
+        optimizer gets `params`' own tree, `optax.MaskedNode()` where a leaf is frozen, and
+        `value`, `grad` and `value_fn` if it asks for them.
+      finetune_loss_fn: the loss of those steps; None takes `loss_fn`, which a mechanism with
+        `memoryless=False` forbids, for its loss may depend on the trained model. This one must not
+        hold anything made from the trained model: see Guarantee.
       per_example: clip each example's gradient and average, instead of the batch gradient.
       microbatch_size: with `per_example`, examples handled at a time; must divide `batch_size`.
       before_clip: Optax transform ahead of the clip, such as `optax.scale_by_adam()`; needs a
-        mechanism with `memoryless=False`. Its state starts fresh and is discarded.
+        mechanism with `memoryless=False`. Its state starts fresh and is discarded. It gets what
+        fine-tuning optimizers get.
       frozen: pytree of bools structured like `params`, True where a leaf stays as it is. Frozen
         leaves are outside the guarantee and must not depend on the forget set.
       accountant: see `certunlearn.epsilon`; None for the one that asks for the least noise.
@@ -114,7 +123,9 @@ def unlearn(
       stop_after: run only so many of the noisy steps, certify those and return a resumable state.
         Fine-tuning is then left out. If the run is resumed, this stop's parameters must never
         leave: only one output of a run may.
-      resume: `history.state` of a run of the same plan that was stopped early.
+      resume: `history.state` of a run of the same plan that was stopped early, or `state` of the
+        exception that ended it. Data, centre and trained parameters must be the same, and are
+        compared; losses and `before_clip` must be too, and cannot be.
       evaluate: `evaluate(params) -> value`, called outside the compiled steps with the parameters
         at step 0, every `evaluate_every` steps and at the end of each phase. Private.
       evaluate_every: how often.
@@ -126,224 +137,212 @@ def unlearn(
     Raises:
       TypeError: if an argument is not of the right kind.
       ValueError: if an argument is out of range, parameters are not finite or narrower than
-        float32, the data is empty, or the model carries other state and `recompute_state` is None.
+        float32, the data is empty, the model carries other state and `recompute_state` is None, an
+        optimizer cannot take the parameters, or rounding would swallow the noise.
+      FloatingPointError: if a gradient is not finite and the mechanism cannot do without that step
+        (naming step and batch), or the parameters are not finite after the noisy steps. Nothing
+        is released.
+      UnlearningFailed: if anything raises after the first noisy step: `evaluate`, fine-tuning,
+        memory running out. Its `state` can be resumed.
+      UnlearningInterrupted: likewise, a KeyboardInterrupt, at a second Ctrl-C, or at the first one
+        where nothing can be released yet.
 
     Guarantee:
       `certificate` states it. It covers `params` of the result (and `model_state`), nothing else:
-      see `certificate.assumptions`. Fine-tuning is post-processing and costs nothing.
+      see `certificate.assumptions`. Fine-tuning is post-processing and costs nothing, if all that
+      follows the last noisy step sees the released parameters and the retain data only. What is
+      made from the trained model voids it, if `finetune_loss_fn` (or `loss_fn` in its place), the
+      optimizer of `finetune` or `recompute_state` holds it, as functions hold all that they close
+      over: a teacher, a penalty or mask computed from the trained model, and the running statistics
+      of a BatchNorm that was split off functionally (`nnx.split`, `variables["batch_stats"]`). With
+      a mechanism that is memoryless the same holds for `loss_fn` in the noisy steps.
     """
-    mechanisms.check(mechanism)
-    full = model_state.extract_params(params, recompute_state)
-    split = leaves.Split.make(full, frozen)
-    trees.check_wide(split.by_name)
-    trees.check_finite("params", split.by_name)
-    data = jax.tree.map(jnp.asarray, retain_data)
-    size = batches.data_size(data)
-    batch_size = batches.check_batch_size(batch_size, size)
-    systems.check_run(
-        mechanism,
-        size=size,
-        batch_size=batch_size,
-        per_example=per_example,
-        centered=center is not None,
-        finetuned=finetune is not None or recompute_state is not None,
-    )
-    if not per_example and microbatch_size is not None:
-        raise ValueError(f"microbatch_size={microbatch_size} needs per_example=True")
-    optimizer, finetune_steps = _finetune(finetune)
+    inputs.function("evaluate", evaluate, "f(params) -> value", True)
     evaluate_every = checks.positive_int("evaluate_every", evaluate_every)
-    forget_size = checks.optional_count("forget_size", forget_size)
-    stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
-    if stop > mechanism.steps:
-        raise ValueError(f"stop_after must be at most steps={mechanism.steps}, got {stop}")
-    mechanism.first(stop)  # not every one can stop early
-    scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
-
-    center_leaves = None if center is None else split.like_params("center", center)
-    keys, key_source = _keys(key, resume)
-    start = systems.start(mechanism, split.trainable, center_leaves, keys.noise)
-    trained_digest = files.params_digest(full)
-    start_digest = files.params_digest(split.merge(start))
-    tx = noisy_sgd(mechanism, scale, key=keys.noise, center=center_leaves, before_clip=before_clip)
-    carry: steps.Carry = (start, tx.init(start))
-    plan = _plan_digest(mechanism, scale, size, batch_size, per_example, carry)
-    step = 0
-    if resume is not None:
-        carry, step = _resumed(resume, plan, carry, stop)
-
-    def loss_of_leaves(trainable: list[jax.Array], batch: Any) -> jax.Array:
-        return loss_fn(split.merge(trainable), batch)
-
+    progress = inputs.flag("progress", progress)
+    run = preparing.prepare(
+        loss_fn,
+        params,
+        retain_data,
+        mechanism,
+        delta=delta,
+        batch_size=batch_size,
+        epsilon=epsilon,
+        noise_scale=noise_scale,
+        key=key,
+        center=center,
+        finetune=finetune,
+        finetune_loss_fn=finetune_loss_fn,
+        per_example=per_example,
+        microbatch_size=microbatch_size,
+        before_clip=before_clip,
+        frozen=frozen,
+        accountant=accountant,
+        forget_size=forget_size,
+        recompute_state=recompute_state,
+        stop_after=stop_after,
+        resume=resume,
+        progress=progress,
+    )
     evaluations: list[tuple[int, Any]] = []
 
-    def look(step: int, trainable: list[jax.Array], last: bool) -> None:
+    def look(step: int, trainable: Any, last: bool) -> None:
         if evaluate is not None and (last or step % evaluate_every == 0):
             # A copy, for the next step overwrites the original in place.
-            evaluations.append((step, evaluate(split.merge([jnp.copy(x) for x in trainable]))))
+            evaluations.append((step, evaluate(run.split.merge(steps.owned(trainable)))))
 
-    if step == 0:
-        look(0, carry[0], False)
-    run = steps.noisy_steps(loss_of_leaves, tx, mechanism, batch_size, per_example, microbatch_size)
-    pause_every = None if evaluate is None else evaluate_every
-    stats: list[steps.StepStats] = []
-    finetune_losses: list[jax.Array] = []
-    total = stop - step + (finetune_steps if stop == mechanism.steps else 0)
+    if run.first == 0:
+        look(0, run.carry[0], False)
+    total = run.stop - run.first + (run.finetune_steps if run.stop == mechanism.steps else 0)
     with interrupts.deferred_interrupts() as interrupted, _bar(total, progress) as advance:
-        for order, position, at, count in steps.calls(
-            keys.data, size, batch_size, step, stop, pause_every, systems.samples(mechanism)
-        ):
-            carry, numbers = run(carry, data, order, position, at, count=count)
-            stats.append(numbers)
-            step = at + count
-            advance(count)
-            look(step, carry[0], step == stop)
-            if interrupted() and step < stop:
-                if not systems.can_stop(mechanism, step):
-                    raise KeyboardInterrupt("stopped before any noise: nothing can be released")
-                warnings.warn(_interrupted(step, mechanism.steps), stacklevel=2)
-                break
-        trainable, opt_state = carry
-        finished = step == mechanism.steps
-        state = None if finished else _state(step, carry, keys, key_source, plan)
-        before_noise = systems.before_noise(mechanism, scale, trainable, opt_state)
-        del opt_state, carry  # what the optimizer remembers must not outlive the noisy steps
-        if finished and optimizer is not None:
-            tuning = steps.finetuning_steps(
-                loss_of_leaves,
-                trainable,
-                optimizer,
-                finetune_steps,
-                keys.finetune,
-                data,
-                size,
-                batch_size,
+        pause_every = None if evaluate is None else evaluate_every
+        noisy = _noisy_steps(run, look, pause_every, interrupted, advance)
+        trainable, opt_state = noisy.carry
+        with interrupts.carrying(lambda: _state(run, noisy.step, noisy.carry)):
+            before_noise = systems.before_noise(mechanism, run.scale, trainable, opt_state)
+            trainable, tuning_losses = _noiseless_steps(run, noisy, look, interrupted, advance)
+            released = run.split.merge(trainable)
+            certificate = certificates.certify(
+                mechanism,
+                noise_scale=run.scale,
+                delta=delta,
+                params=released,
+                **_pending(opt_state),
+                epsilon=epsilon,
+                accountant=accountant,
+                steps_run=noisy.step,
+                frozen=run.split.frozen_names,
+                key_source=run.key_source,
+                retain_size=run.retain_size,
+                forget_size=run.forget_size,
+                finetune_steps=len(tuning_losses),
             )
-            for trainable, loss in tuning:
-                finetune_losses.append(loss)
-                advance(1)
-                done = len(finetune_losses)
-                look(step + done, trainable, done == finetune_steps)
-                if interrupted() and done < finetune_steps:
-                    break  # fine-tuning is free, so stopping it is too
-
-    released = split.merge(trainable)
-    certificate = certificates.certify(
-        mechanism,
-        noise_scale=scale,
-        delta=delta,
-        params=released,
-        epsilon=epsilon,
-        accountant=accountant,
-        steps_run=step,
-        frozen=split.frozen_names,
-        key_source=key_source,
-        retain_size=size,
-        forget_size=forget_size,
-        finetune_steps=len(finetune_losses),
-    )
-    seen = jax.device_get(stats)
-    history = PrivateHistory(
-        losses=np.concatenate([numbers.loss for numbers in seen]),
-        clip_fractions=np.concatenate([numbers.clip_fraction for numbers in seen]),
-        nonfinite=int(sum(numbers.nonfinite.sum() for numbers in seen)),
-        finetune_losses=np.asarray(jax.device_get(finetune_losses), np.float32),
-        evaluations=evaluations,
-        trained_digest=trained_digest,
-        start_digest=start_digest,
-        state=state,
-        before_noise=None if before_noise is None else split.merge(before_noise),
-    )
-    remade = None if recompute_state is None else _recomputed(recompute_state, released, data)
+            remade = None
+            if recompute_state is not None:
+                remade = _recomputed(recompute_state, released, run.data)
+            seen = jax.device_get(noisy.stats)
+            none = [np.zeros(0, np.float32)]
+            done = noisy.step == mechanism.steps and len(tuning_losses) == run.finetune_steps
+            history = PrivateHistory(
+                losses=np.concatenate(none + [numbers.loss for numbers in seen]),
+                clip_fractions=np.concatenate(none + [numbers.clip_fraction for numbers in seen]),
+                nonfinite=int(sum(numbers.nonfinite.sum() for numbers in seen)),
+                finetune_losses=np.asarray(jax.device_get(tuning_losses), np.float32),
+                evaluations=evaluations,
+                trained_digest=run.trained_digest,
+                start_digest=run.start_digest,
+                state=None if done else _state(run, noisy.step, noisy.carry),
+                before_noise=None if before_noise is None else run.split.merge(before_noise),
+            )
     return UnlearningResult(
         params=released, certificate=certificate, history=history, model_state=remade
     )
 
 
-def _finetune(
-    finetune: tuple[optax.GradientTransformation, int] | None,
-) -> tuple[optax.GradientTransformation | None, int]:
-    if finetune is None:
-        return None, 0
-    if not (isinstance(finetune, tuple) and len(finetune) == 2 and hasattr(finetune[0], "update")):
-        raise TypeError(f"finetune must be (Optax optimizer, steps), got {finetune!r}")
-    return finetune[0], checks.positive_int("finetune steps", finetune[1])
+class _Noisy(NamedTuple):
+    """Where the noisy steps ended: how many there were, with what, and their private numbers."""
+
+    step: int
+    carry: steps.Carry
+    stats: list[steps.StepStats]
 
 
-def _noise_scale(
-    mechanism: Any,
-    epsilon: float | None,
-    noise_scale: Any,
-    delta: float,
-    accountant: str | None,
-    progress: bool,
-) -> checks.PerStep:
-    if (epsilon is None) == (noise_scale is None):
-        raise ValueError(
-            f"give either epsilon or noise_scale, got epsilon={epsilon!r} and "
-            f"noise_scale={noise_scale!r}"
+def _noisy_steps(
+    run: preparing.Prepared,
+    look: Callable[[int, Any, bool], None],
+    pause_every: int | None,
+    interrupted: Callable[[], bool],
+    advance: Callable[[int], object],
+) -> _Noisy:
+    """Runs the noisy steps, to their end or to an interrupt, and checks what they come to."""
+    stats: list[steps.StepStats] = []
+    here = (run.first, run.carry)  # together, so that an interrupt cannot part them
+    broken = None
+    with interrupts.carrying(lambda: _state(run, *here)):
+        if run.first == run.stop:
+            look(run.first, run.carry[0], True)
+        sampling = systems.samples(run.mechanism)
+        for order, position, at, count in steps.calls(
+            run.keys.data, run.size, run.batch_size, run.first, run.stop, pause_every, sampling
+        ):
+            carry, numbers = run.noisy(here[1], run.data, order, position, at, count=count)
+            here = (at + count, carry)
+            stats.append(numbers)
+            # Asking waits for the device: only where the answer decides.
+            if not _tolerates(run.mechanism) and np.any(numbers.nonfinite):
+                index = int(np.argmax(numbers.nonfinite))
+                broken = (at + index, position + index)
+                break
+            advance(count)
+            look(here[0], carry[0], here[0] == run.stop)
+            if interrupted() and here[0] < run.stop:
+                if not systems.can_stop(run.mechanism, here[0]):
+                    raise KeyboardInterrupt("before any noise: nothing can be released")
+                warnings.warn(_interrupted(here[0], run.mechanism.steps), stacklevel=3)
+                break
+    if broken is not None:
+        step, position = broken
+        epoch = step // (run.size // run.batch_size)
+        raise FloatingPointError(
+            f"loss_fn has a gradient that is not finite at step {step}, batch {position} of epoch "
+            f"{epoch}: without that step {type(run.mechanism).__name__} does not bring models as "
+            "close as it certifies. Nothing is released. Look for a NaN in retain_data, and for a "
+            "loss that overflows"
         )
-    if epsilon is not None:
-        return accounting.noise_scale(
-            mechanism, epsilon=epsilon, delta=delta, accountant=accountant, progress=progress
-        )
-    # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
-    # least of all accountants does; the others' time is saved for the end.
-    if accountant is None and "interpolation" in accounting.available(mechanism):
-        accountant = "interpolation"
-    accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)
-    return checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    step, (trainable, _) = here
+    _check_finite(trainable, f"noisy step {step}")
+    rounding.check(run.mechanism, run.scale, jax.tree.leaves(trainable))
+    return _Noisy(*here, stats)
 
 
-def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:
-    if resume is not None:
-        if key is not None:
-            raise ValueError("key must be None with resume: the saved state carries the keys")
-        data, finetune = map(keys_lib.as_key, (resume.data_key, resume.finetune_key))
-        # The noise key comes back with the optimizer state; the one here is overwritten.
-        return keys_lib.Keys(keys_lib.system_keys().noise, data, finetune), resume.key_source
-    if key is None:
-        return keys_lib.system_keys(), keys_lib.FROM_SYSTEM
-    return keys_lib.split_key(key), keys_lib.FROM_CALLER
-
-
-def _plan_digest(
-    mechanism: Any,
-    scale: checks.PerStep,
-    size: int,
-    batch_size: int,
-    per_example: bool,
-    carry: steps.Carry,
-) -> str:
-    shapes = [(str(leaf.dtype), list(leaf.shape)) for leaf in jax.tree.leaves(carry)]
-    plan = [mechanisms.to_record(mechanism), scale, size, batch_size, per_example, shapes]
-    return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
-
-
-def _state(
-    step: int, carry: steps.Carry, keys: keys_lib.Keys, key_source: str, plan: str
-) -> UnlearningState:
-    return UnlearningState(
-        step=step,
-        leaves=tuple(np.array(leaf) for leaf in jax.tree.leaves(carry)),
-        data_key=np.asarray(jax.random.key_data(keys.data)),
-        finetune_key=np.asarray(jax.random.key_data(keys.finetune)),
-        key_source=key_source,
-        plan=plan,
+def _noiseless_steps(
+    run: preparing.Prepared,
+    noisy: _Noisy,
+    look: Callable[[int, Any, bool], None],
+    interrupted: Callable[[], bool],
+    advance: Callable[[int], object],
+) -> tuple[Any, list[jax.Array]]:
+    """Fine-tunes, if that is asked for and the noisy steps are complete."""
+    trainable, losses = noisy.carry[0], []
+    if run.optimizer is None or run.noiseless is None or noisy.step < run.mechanism.steps:
+        return trainable, losses
+    tuning = steps.finetuning_steps(
+        run.noiseless,
+        run.optimizer,
+        trainable,
+        run.finetune_steps,
+        run.keys.finetune,
+        run.data,
+        run.size,
+        run.batch_size,
     )
+    for number in range(run.finetune_steps):
+        if interrupted():  # fine-tuning is free, so stopping it is too
+            planned = run.finetune_steps
+            warnings.warn(f"interrupted: {number} of {planned} fine-tuning steps", stacklevel=3)
+            break
+        trainable, loss = next(tuning)
+        losses.append(loss)
+        advance(1)
+        look(noisy.step + number + 1, trainable, number + 1 == run.finetune_steps)
+    _check_finite(trainable, f"{len(losses)} fine-tuning steps")
+    return trainable, losses
 
 
-def _resumed(
-    state: UnlearningState, plan: str, carry: steps.Carry, stop: int
-) -> tuple[steps.Carry, int]:
-    if state.plan != plan:
-        raise ValueError(
-            "resume is a state of another plan: mechanism, noise scale, data size, batch size and "
-            "parameters must be those of the run that was stopped"
+def _check_finite(trainable: Any, after: str) -> None:
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(trainable)):
+        raise FloatingPointError(
+            f"the parameters are not finite after {after}, and nothing is released: lower the "
+            "learning rate, or look for a loss that overflows"
         )
-    if state.step >= stop:
-        raise ValueError(f"resume has run {state.step} steps already; stop_after={stop} is past")
-    saved = [jnp.asarray(leaf) for leaf in state.leaves]
-    return jax.tree.unflatten(jax.tree.structure(carry), saved), state.step
+
+
+def _state(run: preparing.Prepared, step: int, carry: steps.Carry) -> UnlearningState | None:
+    """What it takes to go on; None before the first step, when there is nothing to lose yet."""
+    saved = resuming.snapshot(carry) if step > 0 else None
+    if saved is None:
+        return None
+    return resuming.state(step, saved, run.keys, run.key_source, run.plan())
 
 
 def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data: Any) -> Any:
@@ -374,5 +373,25 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="unlearning", unit="step") as bar:
-        yield bar.update
+    bar = tqdm(total=total, desc="unlearning", unit="step")
+
+    def advance(count: int) -> None:
+        with contextlib.suppress(Exception):  # a closed terminal must not cost the run
+            bar.update(count)
+
+    try:
+        yield advance
+    finally:
+        with contextlib.suppress(Exception):
+            bar.close()
+
+
+def _tolerates(mechanism):  # TEMPORARY
+    names = ("GradientClipping", "ModelClipping", "OutputPerturbation", "DPSGD")
+    return getattr(mechanism, "tolerates_nonfinite", type(mechanism).__name__ in names)
+
+
+def _pending(opt_state):  # TEMPORARY
+    import inspect
+
+    return {"state": opt_state} if "state" in inspect.signature(certificates.certify).parameters else {}

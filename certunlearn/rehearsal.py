@@ -1,0 +1,98 @@
+"""A trial of every step by its shapes alone: what cannot work is refused before any noise."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def check_loss(name: str, loss_fn: Callable[..., Any], params: Any, data: Any, size: int) -> None:
+    """Traces a loss on a batch of `size` examples.
+
+    Raises:
+      TypeError: if it returns anything but one real number.
+    """
+    found: list[str | None] = []
+
+    def probe(params: Any, batch: Any) -> None:
+        found.append(_not_a_loss(loss_fn(params, batch)))
+
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
+    try:
+        jax.eval_shape(probe, params, batch)
+    except Exception as error:
+        error.add_note(f"{name} raised this on a batch of {size}; no step was run")
+        raise
+    if found[0] is not None:
+        raise TypeError(f"{name} must return one real number, the mean loss of a batch: {found[0]}")
+
+
+def _not_a_loss(value: Any) -> str | None:
+    """What is wrong with what a loss returned, or None."""
+    if isinstance(value, tuple | list | dict):
+        return f"got a {type(value).__name__}; return the loss alone"
+    if value is None:
+        return "got None"
+    if not isinstance(value, float | np.ndarray | np.generic | jax.Array):
+        return f"got an object of type {type(value).__name__}"
+    shape, dtype = np.shape(value), jnp.result_type(value)
+    if shape != ():
+        return f"got an array of shape {shape}; return its mean"
+    return None if jnp.issubdtype(dtype, jnp.floating) else f"got {dtype}"
+
+
+def try_noisy_steps(run: Callable[..., Any], carry: Any, data: Any, call: Any, named: bool) -> None:
+    """Traces the first call of the compiled noisy steps.
+
+    Args:
+      run: see `steps.noisy_steps`.
+      carry: parameters and optimizer state.
+      data: the examples.
+      call: what `steps.calls` yields.
+      named: whether there is a `before_clip`, which then is to blame.
+
+    Raises:
+      ValueError: if it fails because of `before_clip`.
+    """
+    order, position, step, count = call
+    try:
+        jax.eval_shape(functools.partial(run, count=count), carry, data, order, position, step)
+    except Exception as error:
+        if named:
+            raise ValueError(_unfit("before_clip", error)) from error
+        error.add_note("raised while the first noisy step was tried; no step was run")
+        raise
+
+
+def try_noiseless_step(
+    one: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    data: Any,
+    order: Any,
+) -> None:
+    """Traces the first two fine-tuning steps; see `steps.noiseless_step`.
+
+    Raises:
+      ValueError: if the optimizer cannot take these parameters, or changes their shapes.
+    """
+    try:
+        state = optimizer.init(params)
+        for _ in range(2):  # the second with the state that the first leaves
+            changed, state, _ = jax.eval_shape(one, params, state, data, order, 0)
+    except Exception as error:
+        raise ValueError(_unfit("finetune", error)) from error
+    before, after = ([jnp.shape(leaf) for leaf in jax.tree.leaves(t)] for t in (params, changed))
+    if before != after:
+        raise ValueError(f"finetune must keep the shapes of params, {before}; got {after}")
+
+
+def _unfit(name: str, error: Exception) -> str:
+    return (
+        f"{name} does not work with these parameters, data and loss; no step was run. "
+        f"{type(error).__name__}: {error}"
+    )
