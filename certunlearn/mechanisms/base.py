@@ -10,22 +10,41 @@ from certunlearn import checks
 
 REFERENCES = ("retrained", "center")
 
+# Share of the distance before a single last noise that is kept in reserve for the rounding of the
+# noiseless steps: see `certunlearn.rounding`, which refuses runs whose rounding needs more.
+ROUNDING_SHARE = 1e-3
+
 UNSEEN = (
-    "The noisy steps use retain data only, in batches drawn by a rule that does not see the forget "
-    "set."
+    "The steps of the run use retain data only, in batches drawn by a rule that does not see the "
+    "forget set."
 )
 LAST_ONLY = (
     "Only the parameters after the last noisy step leave: no intermediate parameters, losses, "
     "gradient norms, counters, running statistics or optimizer state."
 )
+POST = "What follows the last noisy step uses the released parameters and retain data only."
+REQUESTS = (
+    "Which examples are forgotten was decided without looking at earlier releases of models "
+    "trained on them."
+)
 FIXED = (
     "The step count and every hyperparameter were fixed without looking at the trained model or at "
     "the run."
 )
-SECRET = "The noise key is secret and is never used again."
-REAL = "Rounding is not accounted for: real arithmetic and exact Gaussian noise."
+SECRET = (
+    "The noise key is secret and is never used again, and all other randomness of the run is "
+    "independent of it."
+)
+REAL = (
+    "The noise is exactly Gaussian, and the rounding of gradients and of noisy steps moves no two "
+    "runs farther apart."
+)
+ON_THE_WAY = (
+    "On the way to the noise no parameter, and no change of one in a step, reached the next power "
+    "of two above the largest parameter that was checked for rounding."
+)
 # What every run on retain data rests on.
-RUN = (LAST_ONLY, FIXED, SECRET, REAL)
+RUN = (UNSEEN, LAST_ONLY, POST, FIXED, REQUESTS, SECRET, REAL)
 CENTER = (
     "The centre of the ball, the frozen parameters, the architecture and the input preprocessing "
     "do not depend on the forget set."
@@ -103,6 +122,17 @@ class Mechanism(Protocol):
         """What the result is indistinguishable from: `"retrained"` or `"center"`."""
 
     @property
+    def tolerates_nonfinite(self) -> bool:
+        """Whether a zero update in place of a gradient that is not finite is within the separation.
+
+        True where separations hold for any update; False where steps must contract, which a step
+        that is left out does not.
+        """
+
+    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
+        """How recorded numbers of examples contradict the mechanism, a sentence each."""
+
+    @property
     def assumptions(self) -> tuple[str, ...]:
         """What a certificate rests on, in sentences."""
 
@@ -122,6 +152,7 @@ class Separations:
     memoryless: Any = True
     attackable: Any = False
     reference: Any = "retrained"
+    tolerates_nonfinite = False
 
     @property
     def shift(self) -> np.ndarray:
@@ -132,6 +163,11 @@ class Separations:
     def noisy(self) -> np.ndarray:
         """Bool `[steps]`: all of them."""
         return np.ones(_any(self).steps, bool)
+
+    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
+        """How recorded numbers of examples contradict the mechanism: they cannot."""
+        del retain_size, forget_size
+        return []
 
     def separation(self, step: int, distance: float) -> float:
         """Largest distance after update `step`, before its noise, of points `distance` apart."""
@@ -157,6 +193,9 @@ class Separations:
 
 class FromBall(Separations):
     """Starts from any model, projected onto a ball around a public centre."""
+
+    # Whatever an update is, a zero update too, the separations hold.
+    tolerates_nonfinite = True
 
     @property
     def initial_distance(self) -> float:
@@ -192,6 +231,24 @@ class LastNoisy(Separations):
                 f"early: steps must be {count}, got {steps}"
             )
         return self
+
+
+class StepsThenNoise(LastNoisy):
+    """Steps that rely on what they leave of a distance, and one Gaussian after the last.
+
+    `factors`, float64 `[steps]`, say how far each step moves two points at distance 1.
+    """
+
+    @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`: the factors, the last times 1 + `ROUNDING_SHARE`.
+
+        The share is the reserve for the rounding of the noiseless steps: see
+        `certunlearn.rounding`.
+        """
+        found = np.array(_any(self).factors, np.float64)
+        found[-1] *= 1 + ROUNDING_SHARE
+        return found
 
 
 def _any(mechanism: Any) -> Any:

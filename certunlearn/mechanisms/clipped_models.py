@@ -110,7 +110,6 @@ class ModelClipping(base.FromBall):
         return (
             base.compared(self.reference),
             base.CENTER,
-            base.UNSEEN,
             base.NO_MEMORY,
             *base.RUN,
         )

@@ -75,7 +75,7 @@ class _Contracting:
             )
 
     @property
-    def contraction(self) -> np.ndarray:
+    def factors(self) -> np.ndarray:
         """float64 `[steps]`: max(|1 - gamma m|, |1 - gamma L|)."""
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
         return contraction(rates, self.strong_convexity, self.smoothness)
@@ -83,7 +83,7 @@ class _Contracting:
     @property
     def final_distance(self) -> float:
         """What the steps leave of the initial distance, without noise or with the same."""
-        return float(np.prod(self.contraction) * self.initial_distance)
+        return float(np.prod(self.factors) * self.initial_distance)
 
     def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
         """The mechanism for the next request, served from the state that this one left.
@@ -109,14 +109,14 @@ class _Contracting:
         stability = checks.positive("stability_distance", stability_distance)
         difference = checks.positive("gradient_difference", gradient_difference)
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
-        if np.any(self.contraction >= 1):
+        if np.any(self.factors >= 1):
             raise ValueError(
                 f"learning_rate must be below 2 / smoothness = {2 / self.smoothness:g} for a "
                 "sequence of requests, or differences would add up"
             )
-        drift = float(np.max(rates * difference / (1 - self.contraction)))
+        drift = float(np.max(rates * difference / (1 - self.factors)))
         distance = self.initial_distance + max(stability, drift)
-        for c, rate in zip(self.contraction.tolist(), rates.tolist(), strict=True):
+        for c, rate in zip(self.factors.tolist(), rates.tolist(), strict=True):
             distance = c * distance + rate * difference
         found: Any = dataclasses.replace(self, initial_distance=distance)  # type: ignore[type-var]
         return found
@@ -131,7 +131,6 @@ class _Contracting:
             f"convex and {self.smoothness!r}-smooth in the parameters.",
             *more,
             base.PUBLIC,
-            base.UNSEEN,
             base.NO_MEMORY,
             *base.RUN,
         )
@@ -189,6 +188,11 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
             base.set_fields(self, radius=radius, initial_distance=nearer)
 
     @property
+    def contraction(self) -> np.ndarray:
+        """float64 `[steps]`: max(|1 - gamma m|, |1 - gamma L|)."""
+        return self.factors
+
+    @property
     def diameter(self) -> float:
         """Largest distance of two points that a step can end at."""
         return np.inf if self.radius is None else 2.0 * self.radius
@@ -206,7 +210,7 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DescentToDelete(_Contracting, base.LastNoisy):
+class DescentToDelete(_Contracting, base.StepsThenNoise):
     """Gradient descent on strongly convex losses, then one Gaussian (Neel et al. 2021).
 
     From the trained parameters, `steps` steps x <- x - learning_rate_t * g_t on retain data without
@@ -224,9 +228,10 @@ class DescentToDelete(_Contracting, base.LastNoisy):
       ValueError: if an argument is out of range.
 
     Guarantee:
-      None by itself. The noise covers the distance that is left, c^T D, by the exact Gaussian
-      mechanism. Neel et al. state their noise for full-batch descent from a perfectly solved start;
-      here any batches do, and D counts what training left unsolved.
+      None by itself. The noise covers the distance that is left, c^T D and a thousandth more for
+      rounding (`certunlearn.rounding`), by the exact Gaussian mechanism. Neel et al. state their
+      noise for full-batch descent from a perfectly solved start; here any batches do, and D counts
+      what training left unsolved.
 
     >>> m = DescentToDelete(
     ...     initial_distance=0.5, learning_rate=0.1, strong_convexity=1.0, smoothness=4.0, steps=10
@@ -248,7 +253,7 @@ class DescentToDelete(_Contracting, base.LastNoisy):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What a certificate for this mechanism rests on, in sentences."""
-        return self._assumptions()
+        return self._assumptions(base.ON_THE_WAY)
 
     @property
     def sequence(self) -> str:

@@ -66,6 +66,8 @@ class DPSGD:
     reference = "retrained"
     memoryless = True
     attackable = False
+    # The gradient of an example that is not finite counts as zero: within the sensitivity.
+    tolerates_nonfinite = True
 
     def noise_multiplier(self, noise_scale: float) -> float:
         """Standard deviation of the noise on a sum of gradients, in units of the clip norm."""
@@ -87,10 +89,31 @@ class DPSGD:
             "else.",
             "The parameters that training starts from, the frozen ones, the architecture and the "
             "input preprocessing do not depend on the forget set.",
+            "Only parameters after noisy steps leave: no losses, gradient norms, counters, "
+            "sample sizes, running statistics or optimizer state, and not the number of examples.",
+            "What follows the last noisy step uses the released parameters, and no data that may "
+            "still be deleted.",
             base.FIXED,
-            "The noise and sampling keys are secret and are never used again.",
+            "Which examples are forgotten was decided without looking at the released parameters "
+            "or at other models trained on them.",
+            "The noise and sampling keys are secret and are never used again, and all other "
+            "randomness of the run is independent of them.",
             base.REAL,
         )
+
+    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
+        """How recorded numbers of examples contradict the mechanism, a sentence each."""
+        problems = []
+        if retain_size is not None:
+            problems.append(
+                "retain_size must be None with DPSGD: the number of examples in training is "
+                "private, as it tells whether one was there"
+            )
+        if forget_size is not None and forget_size > self.deletions:
+            problems.append(
+                f"forget_size must be at most deletions={self.deletions}, got {forget_size}"
+            )
+        return problems
 
     @property
     def sequence(self) -> str:

@@ -94,7 +94,6 @@ class GradientClipping(base.FromBall):
         return (
             base.compared(self.reference),
             base.CENTER,
-            base.UNSEEN,
             base.NO_MEMORY if self.memoryless else state,
             *base.RUN,
         )

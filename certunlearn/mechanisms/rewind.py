@@ -11,7 +11,7 @@ from certunlearn.mechanisms import base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewindToDelete(base.LastNoisy):
+class RewindToDelete(base.StepsThenNoise):
     """Steps on retain data from an old checkpoint, then one Gaussian (Mu & Klabjan 2024).
 
     Training was full-batch gradient descent on all n examples from a public start. Its checkpoint
@@ -47,7 +47,8 @@ class RewindToDelete(base.LastNoisy):
       ValueError: if an argument is out of range, or the distance that follows is not finite.
 
     Guarantee:
-      None by itself. The noise covers the final distance by the exact Gaussian mechanism.
+      None by itself. The noise covers the final distance, and a thousandth more for rounding
+      (`certunlearn.rounding`), by the exact Gaussian mechanism.
 
     >>> m = RewindToDelete(
     ...     learning_rate=0.1, smoothness=1.0, gradient_bound=1.0, training_learning_rate=0.1,
@@ -82,6 +83,25 @@ class RewindToDelete(base.LastNoisy):
                 "without bound; lower the learning rate or the number of steps"
             )
 
+    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
+        """How recorded numbers of examples contradict the mechanism, a sentence each."""
+        problems, least = [], self.size - self.deletions
+        if retain_size is not None and not least <= retain_size < self.size:
+            problems.append(
+                f"retain_size must be from {least} to {self.size - 1}, what at most "
+                f"{self.deletions} deletions leave of {self.size}, got {retain_size}"
+            )
+        if forget_size is not None and forget_size > self.deletions:
+            problems.append(
+                f"forget_size must be at most deletions={self.deletions}, got {forget_size}"
+            )
+        if (retain_size or 0) + (forget_size or 0) > self.size:
+            problems.append(
+                f"retain_size and forget_size must be at most size={self.size} together, got "
+                f"{retain_size} + {forget_size}"
+            )
+        return problems
+
     @property
     def initial_distance(self) -> float:
         """Largest distance of the two at the checkpoint, in parameter units."""
@@ -92,7 +112,7 @@ class RewindToDelete(base.LastNoisy):
         return growth / self.smoothness * 2 * self.deletions * self.gradient_bound / self.size
 
     @property
-    def contraction(self) -> np.ndarray:
+    def factors(self) -> np.ndarray:
         """float64 `[steps]`: 1 + learning_rate_t * smoothness, above 1."""
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
         return np.asarray(1 + rates * self.smoothness)
@@ -100,7 +120,7 @@ class RewindToDelete(base.LastNoisy):
     @property
     def final_distance(self) -> float:
         """Largest distance of the two before the noise, in parameter units."""
-        logs = float(np.sum(np.log(self.contraction)))
+        logs = float(np.sum(np.log(self.factors)))
         return math.exp(logs) * self.initial_distance if logs < 700 else math.inf
 
     @property
@@ -117,6 +137,7 @@ class RewindToDelete(base.LastNoisy):
             f"of at most {self.gradient_bound!r} wherever training goes.",
             f"The forget set has at most {self.deletions} examples, and the steps from the "
             "checkpoint on take full batches of all others.",
+            base.ON_THE_WAY,
             base.PUBLIC,
             base.NO_MEMORY,
             *base.RUN,
