@@ -20,6 +20,7 @@ from certunlearn.certificates import Certificate, certify
 from certunlearn.files import load_params, params_digest, save_params
 from certunlearn.gradients import clipped_value_and_grad
 from certunlearn.history import PrivateHistory, UnlearningState, load_state, save_state
+from certunlearn.interrupts import UnlearningFailed, UnlearningInterrupted
 from certunlearn.keys import Keys, split_key, system_keys
 from certunlearn.mechanisms import (
     DPSGD,
@@ -57,6 +58,8 @@ __all__ = [
     "PrivateHistory",
     "ProjectedNoisySGD",
     "RewindToDelete",
+    "UnlearningFailed",
+    "UnlearningInterrupted",
     "UnlearningResult",
     "UnlearningState",
     "Verification",
