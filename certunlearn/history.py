@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from certunlearn import files
@@ -116,8 +117,10 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
       ValueError: if the name does not end in `.private.npz`.
     """
     _check_private(path, ".private.npz")
-    arrays = {f"leaf{i:06d}": leaf for i, leaf in enumerate(state.leaves)}
-    text = json.dumps({"step": state.step, "key_source": state.key_source, "plan": state.plan})
+    # NumPy's files know bfloat16 and its like by their size only: their bits go there, and names.
+    arrays = {f"leaf{i:06d}": _bits(leaf) for i, leaf in enumerate(state.leaves)}
+    about = {"step": state.step, "key_source": state.key_source, "plan": state.plan}
+    text = json.dumps(about | {"dtypes": [leaf.dtype.name for leaf in state.leaves]})
     arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
     arrays["about"] = np.asarray(text)
     files.write_atomically(path, lambda file: files.write_npz(file, arrays), private=True)
@@ -141,7 +144,10 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
         data_key, finetune_key = arrays.pop("data_key"), arrays.pop("finetune_key")
         return UnlearningState(
             step=int(about["step"]),
-            leaves=tuple(arrays[name] for name in sorted(arrays)),
+            leaves=tuple(
+                arrays[name].view(dtype)
+                for name, dtype in zip(sorted(arrays), map(jnp.dtype, about["dtypes"]), strict=True)
+            ),
             data_key=data_key,
             finetune_key=finetune_key,
             key_source=str(about["key_source"]),
@@ -149,6 +155,10 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a saved unlearning state") from error
+
+
+def _bits(leaf: np.ndarray) -> np.ndarray:
+    return leaf.view(f"u{leaf.dtype.itemsize}") if leaf.dtype.kind == "V" else leaf
 
 
 def _check_private(path: str | os.PathLike[str], ending: str) -> None:
