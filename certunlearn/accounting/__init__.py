@@ -239,7 +239,7 @@ def epsilon_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> fl
     if mechanism.init_noise_scale > 0:  # a first step that does nothing
         contraction, shift = np.insert(contraction, 0, 1.0), np.insert(shift, 0, 0.0)
         noise = np.insert(noise, 0, mechanism.init_noise_scale)
-    return attack.epsilon(mechanism.initial_distance, contraction, shift, noise, delta)
+    return attack.epsilon(mechanism.start_distance, contraction, shift, noise, delta)
 
 
 def epsilon_bracket(
@@ -338,12 +338,12 @@ def best_steps(mechanism: Any) -> int:
     if len(contraction) > 1 or len(shift) > 1:
         raise ValueError("best_steps needs constant parameters, got a mechanism with schedules")
     c, s = float(contraction[0]), float(shift[0])
-    horizon = 10 * max(mechanism.steps, math.ceil(mechanism.initial_distance / s) + 1)
+    horizon = 10 * max(mechanism.steps, math.ceil(mechanism.start_distance / s) + 1)
     if 0 < c < 1:
         horizon = max(horizon, math.ceil(60 / -math.log(c)))
     count = min(horizon, _MAX_HORIZON)
     curve = interpolation.gdp_mu_curve(
-        mechanism.initial_distance,
+        mechanism.start_distance,
         np.full(count, c),
         s,
         1.0,

@@ -23,7 +23,7 @@ def refusal(mechanism: Any) -> str | None:
 def steps(mechanism: Any, scale: checks.PerStep) -> coupling.Steps:
     """The run. A projection after the noise, which moves nothing apart, is left out."""
     return coupling.Steps(
-        mechanism.initial_distance,
+        mechanism.start_distance,
         mechanism.contraction,
         mechanism.shift,
         runs.noise(mechanism, scale),

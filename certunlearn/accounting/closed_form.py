@@ -99,7 +99,7 @@ def _spread(mechanism: Any, delta: float) -> float:
 def _unit_noise(mechanism: Any, steps: int) -> float:
     """The formula's sigma at epsilon = 1, but for what delta contributes."""
     if isinstance(mechanism, OutputPerturbation):
-        return mechanism.initial_distance
+        return mechanism.start_distance
     c0 = mechanism.init_radius
     c1 = _constant("clip_norm", mechanism.clip_norm)
     gamma = _constant("learning_rate", mechanism.learning_rate)

@@ -118,7 +118,7 @@ def _deltas(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.n
         log_extra = epsilons + np.log(-np.expm1(-epsilons))
     found = np.ones(len(epsilons))
     if mechanism.init_noise_scale > 0:
-        start = mechanism.initial_distance / mechanism.init_noise_scale
+        start = mechanism.start_distance / mechanism.init_noise_scale
         found = np.asarray(gaussian.delta(epsilons, start))
     rows = []
     noise = runs.noise(mechanism, scale)

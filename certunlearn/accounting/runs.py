@@ -17,7 +17,7 @@ def noise(mechanism: Any, scale: checks.PerStep) -> np.ndarray:
 def mu_curve(mechanism: Any, scale: checks.PerStep) -> np.ndarray:
     """float64 `[steps]`: mu of shifted interpolation for the run stopped after each step."""
     return interpolation.gdp_mu_curve(
-        mechanism.initial_distance,
+        mechanism.start_distance,
         mechanism.contraction,
         mechanism.shift,
         noise(mechanism, scale),
@@ -32,7 +32,7 @@ def largest_separations(mechanism: Any) -> np.ndarray:
     Whatever came before: after a noise anything within the diameter is possible, and without one
     what the update before led to.
     """
-    found, distance = [], mechanism.initial_distance
+    found, distance = [], mechanism.start_distance
     if mechanism.init_noise_scale > 0:
         distance = math.inf
     parts = (mechanism.contraction, mechanism.shift, mechanism.noisy)

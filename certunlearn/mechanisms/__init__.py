@@ -7,6 +7,7 @@ A mechanism is all that an accountant ever sees of a method. Adding a method is 
 import dataclasses
 from typing import Any
 
+from certunlearn import checks
 from certunlearn.mechanisms.base import REFERENCES, Mechanism
 from certunlearn.mechanisms.clipped_models import ModelClipping, OutputPerturbation
 from certunlearn.mechanisms.convex import DescentToDelete, ProjectedNoisySGD
@@ -48,7 +49,7 @@ def check(mechanism: Any) -> None:
     """Raises TypeError if it is not one of the mechanisms."""
     if not isinstance(mechanism, tuple(MECHANISMS.values())):
         names = ", ".join(MECHANISMS)
-        raise TypeError(f"mechanism must be one of {names}, got {mechanism!r}")
+        raise TypeError(f"mechanism must be one of {names}, got {checks.shown(mechanism)}")
 
 
 def to_record(mechanism: Any) -> dict[str, Any]:
@@ -70,11 +71,10 @@ def from_record(record: dict[str, Any], fill: bool = False) -> Any:
       ValueError: if the mechanism is unknown, a field is missing or surplus, or out of range.
     """
     if not isinstance(record, dict):
-        raise TypeError(f"mechanism must be an object, got {record!r}")
+        raise TypeError(f"mechanism must be an object, got {checks.shown(record)}")
     fields = dict(record)
     name = fields.pop("name", None)
-    if name not in MECHANISMS:
-        raise ValueError(f"mechanism name must be one of {sorted(MECHANISMS)}, got {name!r}")
+    checks.choice("mechanism name", name, tuple(MECHANISMS))
     kind = MECHANISMS[name]
     expected = {field.name for field in dataclasses.fields(kind)}
     if fill:
@@ -82,6 +82,6 @@ def from_record(record: dict[str, Any], fill: bool = False) -> Any:
         known = {name: d for name, d in defaults.items() if d is not dataclasses.MISSING}
         fields = known | fields
     if set(fields) != expected:
-        difference = sorted(set(fields) ^ expected)
-        raise ValueError(f"mechanism has missing or unknown fields: {', '.join(difference)}")
+        difference = sorted(map(str, set(fields) ^ expected))
+        raise ValueError(f"mechanism has missing or unknown fields: {checks.shown(difference)}")
     return kind(**fields)

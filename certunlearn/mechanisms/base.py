@@ -61,7 +61,10 @@ NO_MEMORY = (
 ANY_START = (
     "Each request is served from the current model, whatever it is, with the same certificate for "
     "the union of all deletions so far: the start is any point of the ball. What earlier releases "
-    "say of examples that are deleted later no certificate covers."
+    "say of examples that are deleted later no certificate covers. If a request depends on earlier "
+    "releases, what remains true is conditional: given all that was released and requested before, "
+    "the release is as close as certified to the same procedure on the same remaining data; which "
+    "examples were deleted may itself tell of them."
 )
 
 
@@ -88,6 +91,10 @@ class Mechanism(Protocol):
     @property
     def initial_distance(self) -> float:
         """Largest distance of the two starts, in parameter units."""
+
+    @property
+    def start_distance(self) -> float:
+        """`initial_distance`, or less where starts are projected: what accountants read."""
 
     @property
     def contraction(self) -> np.ndarray:
@@ -169,6 +176,11 @@ class Separations:
         del retain_size, forget_size
         return []
 
+    @property
+    def start_distance(self) -> float:
+        """Largest distance of the two starts, after what the method does to them."""
+        return float(_any(self).initial_distance)
+
     def separation(self, step: int, distance: float) -> float:
         """Largest distance after update `step`, before its noise, of points `distance` apart."""
         return float(_any(self).contraction[step] * distance + _any(self).shift[step])
@@ -179,7 +191,7 @@ class Separations:
         Raises:
           ValueError: if there are not so many.
         """
-        steps = checks.positive_int("steps", steps)
+        steps = checks.steps("steps", steps)
         whole = _any(self)
         if steps > whole.steps:
             raise ValueError(f"steps must be at most {whole.steps}, got {steps}")
@@ -204,6 +216,12 @@ class FromBall(Separations):
         return float(run.init_radius * (2.0 if run.reference == "retrained" else 1.0))
 
     @property
+    def start_sentence(self) -> str:
+        """The assumption on where the run started."""
+        radius = _any(self).init_radius
+        return f"The run started within {radius!r} of the centre (L2 norm, parameter units)."
+
+    @property
     def sequence(self) -> str:
         """What holds for the union of deletions after several requests, in words."""
         return ANY_START
@@ -225,7 +243,7 @@ class LastNoisy(Separations):
           ValueError: if `steps` is not the number of its steps.
         """
         count = _any(self).steps
-        if checks.positive_int("steps", steps) != count:
+        if checks.steps("steps", steps) != count:
             raise ValueError(
                 f"{type(self).__name__} adds its noise after the last step, so it cannot stop "
                 f"early: steps must be {count}, got {steps}"
@@ -268,6 +286,20 @@ def per_step(mechanism: Any, *names: str, zero_allowed: bool = False) -> None:
         value = getattr(mechanism, name)
         found = checks.per_step(name, value, mechanism.steps, zero_allowed=zero_allowed)
         set_fields(mechanism, **{name: found})
+
+
+def learning_rates(mechanism: Any) -> None:
+    """Checks and normalises `learning_rate`: a schedule may be 0 at some steps, or at all.
+
+    Such a step only adds its noise: it moves no two points apart and brings none closer. One number
+    for all steps must be positive, for nothing would be learned.
+    """
+    per_step(mechanism, "learning_rate", zero_allowed=True)
+    if mechanism.learning_rate == 0:
+        raise ValueError(
+            "learning_rate must be positive, got 0.0 for all steps: for noise without steps use "
+            "OutputPerturbation"
+        )
 
 
 def check_decay(mechanism: Any) -> None:

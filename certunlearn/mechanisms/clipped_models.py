@@ -27,7 +27,7 @@ class ModelClipping(base.FromBall):
     Args:
       init_radius: C0, radius of the ball of starts, in parameter units.
       model_radius: C2, radius of the ball of models, likewise.
-      learning_rate: gamma: a number, `[steps]` numbers or an Optax schedule.
+      learning_rate: gamma: a number, `[steps]` numbers or an Optax schedule, maybe 0 at some steps.
       weight_decay: lambda >= 0, likewise; `learning_rate * weight_decay` must be at most 1.
       steps: T, number of noisy steps.
       init_noise_scale: standard deviation of the noise on the starts, in parameter units.
@@ -62,12 +62,12 @@ class ModelClipping(base.FromBall):
         noise = checks.per_step("init_noise_scale", self.init_noise_scale, 1, zero_allowed=True)
         base.set_fields(
             self,
-            steps=checks.positive_int("steps", self.steps),
+            steps=checks.steps("steps", self.steps),
             init_radius=checks.positive("init_radius", self.init_radius),
             model_radius=checks.positive("model_radius", self.model_radius),
             init_noise_scale=checks.real("init_noise_scale", noise),
         )
-        base.per_step(self, "learning_rate")
+        base.learning_rates(self)
         base.per_step(self, "weight_decay", zero_allowed=True)
         if self.clip_norm is not None:
             base.per_step(self, "clip_norm")
@@ -109,6 +109,7 @@ class ModelClipping(base.FromBall):
         """What a certificate for this mechanism rests on, in sentences."""
         return (
             base.compared(self.reference),
+            self.start_sentence,
             base.CENTER,
             base.NO_MEMORY,
             *base.RUN,
@@ -159,6 +160,7 @@ class OutputPerturbation(base.FromBall, base.LastNoisy):
         """What a certificate for this mechanism rests on, in sentences."""
         return (
             base.compared(self.reference),
+            self.start_sentence,
             base.CENTER,
             *base.RUN,
         )

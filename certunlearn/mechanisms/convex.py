@@ -1,6 +1,7 @@
 """Strongly convex losses, whose gradient steps contract: noise at every step, or at the end."""
 
 import dataclasses
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -11,9 +12,12 @@ from certunlearn.mechanisms import base
 _SEQUENCE = (
     "Each request is served from the state that the one before left (before a noise that is added "
     "at the end only: `history.before_noise`), with `next`: its initial distance is what the "
-    "contraction has left of the one before, what the reference does otherwise on its data in the "
-    "meantime, and the new deletions'. The certificate is then for the union of all deletions so "
-    "far, and for the last release alone: what several releases say together it does not cover."
+    "contraction has left of the one before, what the reference does otherwise on its data in all "
+    "steps so far, and the new deletions'. The certificate is then for the union of all deletions "
+    "so far, and for the last release alone: what several releases say together it does not cover. "
+    "If a request depends on earlier releases, what remains true is conditional: given the "
+    "requests and the noise of earlier ones, the release is as close as certified to the same "
+    "procedure on the same remaining data; which examples were deleted may itself tell of them."
 )
 
 
@@ -21,7 +25,7 @@ def contraction(learning_rate: Any, strong_convexity: float, smoothness: float) 
     """The factor by which a step of gradient descent brings two points closer, at most.
 
     Args:
-      learning_rate: gamma, positive: a number or numbers.
+      learning_rate: gamma: a positive number, or numbers, of which some may be 0.
       strong_convexity: m > 0 of every batch's loss.
       smoothness: L of every batch's loss, at least m.
 
@@ -40,12 +44,25 @@ def contraction(learning_rate: Any, strong_convexity: float, smoothness: float) 
     >>> float(contraction(learning_rate=1.0, strong_convexity=0.25, smoothness=1.5))
     0.75
     """
-    gamma = np.asarray(checks.per_step("learning_rate", learning_rate, np.size(learning_rate)))
+    several = np.ndim(learning_rate) > 0
+    gamma = np.asarray(
+        checks.per_step(
+            "learning_rate", learning_rate, np.size(learning_rate), zero_allowed=several
+        )
+    )
     low = checks.positive("strong_convexity", strong_convexity)
     high = checks.positive("smoothness", smoothness)
+    _check_curvature(low, high)
+    return _factors(gamma, low, high)
+
+
+def _factors(gamma: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.maximum(np.abs(1 - gamma * low), np.abs(1 - gamma * high))
+
+
+def _check_curvature(low: float, high: float) -> None:
     if high < low:
         raise ValueError(f"smoothness must be at least strong_convexity {low!r}, got {high!r}")
-    return np.maximum(np.abs(1 - gamma * low), np.abs(1 - gamma * high))
 
 
 class _Contracting:
@@ -56,77 +73,115 @@ class _Contracting:
     learning_rate: Any
     strong_convexity: Any
     smoothness: Any
+    past_steps: Any
+    past_factor: Any
+    past_drift: Any
+    start_distance: Any
 
     def _check(self) -> None:
         base.set_fields(
             self,
-            steps=checks.positive_int("steps", self.steps),
+            steps=checks.steps("steps", self.steps),
             initial_distance=checks.positive("initial_distance", self.initial_distance),
             smoothness=checks.positive("smoothness", self.smoothness),
             strong_convexity=checks.positive("strong_convexity", self.strong_convexity),
         )
-        base.per_step(self, "learning_rate")
-        contraction(self.learning_rate, self.strong_convexity, self.smoothness)  # checks the pair
+        base.learning_rates(self)
+        _check_curvature(self.strong_convexity, self.smoothness)
         largest = float(np.max(self.learning_rate))
         if largest > 2 / self.smoothness:
             raise ValueError(
                 f"learning_rate must be at most 2 / smoothness = {2 / self.smoothness:g}, beyond "
                 f"which steps drive the two apart, got {largest!r}"
             )
+        self._check_past()
+
+    def _check_past(self) -> None:
+        count = checks.optional_count("past_steps", self.past_steps) or 0
+        factor = checks.real("past_factor", self.past_factor)
+        drift = checks.real("past_drift", self.past_drift)
+        if not 0 <= factor <= 1:
+            raise ValueError(f"past_factor must be between 0 and 1, got {factor!r}")
+        if not (math.isfinite(drift) and drift >= 0):
+            raise ValueError(f"past_drift must be at least 0 and finite, got {drift!r}")
+        if count == 0 and (factor, drift) != (1.0, 0.0):
+            raise ValueError(
+                f"past_factor and past_drift must be 1 and 0 without past_steps, got {factor!r} "
+                f"and {drift!r}"
+            )
+        base.set_fields(self, past_steps=count, past_factor=factor, past_drift=drift)
 
     @property
     def factors(self) -> np.ndarray:
         """float64 `[steps]`: max(|1 - gamma m|, |1 - gamma L|)."""
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
-        return contraction(rates, self.strong_convexity, self.smoothness)
+        return _factors(rates, self.strong_convexity, self.smoothness)
 
     @property
     def final_distance(self) -> float:
         """What the steps leave of the initial distance, without noise or with the same."""
-        return float(np.prod(self.factors) * self.initial_distance)
+        return float(np.prod(self.factors) * self.start_distance)
 
     def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
         """The mechanism for the next request, served from the state that this one left.
 
-        Derivation. The reference has trained on what the new request retains, and taken the steps
-        of all earlier requests on it. Between it and the reference of this request lie the new
-        deletions: training ends at most `stability_distance` apart, and each step since makes d
-        into at most c d + gamma * gradient_difference, so that they are never farther apart than
+        `convex.next_request` works out both numbers for a loss with known constants, and checks
+        that they hold wherever the runs go; use it where you can.
 
-            S = max(stability_distance, gamma * gradient_difference / (1 - c)).
+        Derivation. The reference of this request and that of the next both train, then take the
+        steps of all requests so far: on what this request retains, and on what the next one
+        retains. Training ends at most `stability_distance` apart, and each of *all* these steps
+        makes d into at most c d + gamma * gradient_difference, with its own gamma and c. So the two
+        references end at most
 
-        This request's steps start at most D + S apart, and differ by the new deletions too.
+            past_factor * stability_distance + past_drift * gradient_difference
+
+        apart, with past_factor the product of all c so far and past_drift the sum of all gamma so
+        far, each times the later c. The state that this request leaves is at most `final_distance`
+        from its reference. The next request starts at most the sum of both from its own.
 
         Args:
           stability_distance: how far apart training with and without the new deletions ends; see
             `convex.stability_distance`.
-          gradient_difference: largest difference that they make to a step's gradient: 2 k G / n
-            with full batches of n examples, of which k go.
+          gradient_difference: the most that the new deletions change a step's gradient, at every
+            point that one of the two references passes through: 2 k G / n with full batches of n
+            examples, of which k go, if G bounds gradients *there* (see
+            `convex.gradient_difference`).
 
         Raises:
-          ValueError: if an argument is not positive, or the steps do not contract.
+          ValueError: if an argument is not positive.
         """
         stability = checks.positive("stability_distance", stability_distance)
         difference = checks.positive("gradient_difference", gradient_difference)
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
-        if np.any(self.factors >= 1):
-            raise ValueError(
-                f"learning_rate must be below 2 / smoothness = {2 / self.smoothness:g} for a "
-                "sequence of requests, or differences would add up"
-            )
-        drift = float(np.max(rates * difference / (1 - self.factors)))
-        distance = self.initial_distance + max(stability, drift)
+        factor, drift = self.past_factor * float(np.prod(self.factors)), self.past_drift
         for c, rate in zip(self.factors.tolist(), rates.tolist(), strict=True):
-            distance = c * distance + rate * difference
-        found: Any = dataclasses.replace(self, initial_distance=distance)  # type: ignore[type-var]
+            drift = c * drift + rate
+        found: Any = dataclasses.replace(
+            self,  # type: ignore[type-var]
+            initial_distance=self.final_distance + factor * stability + drift * difference,
+            past_steps=self.past_steps + self.steps,
+            past_factor=factor,
+            past_drift=drift,
+        )
         return found
 
     def _assumptions(self, *more: str) -> tuple[str, ...]:
+        distance = self.initial_distance
+        start = (
+            "Training with and without the forget set ends at most "
+            f"{distance!r} apart (L2 norm, parameter units)."
+        )
+        if self.past_steps:
+            start = (
+                f"What training and the {self.past_steps} steps of earlier requests left, and what "
+                "they leave on the data without the forget set, is at most "
+                f"{distance!r} apart (L2 norm, parameter units)."
+            )
         return (
             "The guarantee compares the released parameters with the same procedure, training "
             "included, on the data without the forget set.",
-            f"Training with and without the forget set ends at most {self.initial_distance!r} "
-            "apart (L2 norm, parameter units).",
+            start,
             f"The loss of every batch, its L2 term included, is {self.strong_convexity!r}-strongly "
             f"convex and {self.smoothness!r}-smooth in the parameters.",
             *more,
@@ -150,11 +205,19 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
     Args:
       initial_distance: how far apart training with and without the forget set ends, in parameter
         units: from `convex.stability_distance`, or tracked along the actual training.
-      learning_rate: gamma, at most 2 / smoothness: a number, `[steps]` numbers or a schedule.
+      learning_rate: gamma, at most 2 / smoothness: a number, `[steps]` numbers or a schedule, maybe
+        0 at some steps.
       strong_convexity: m > 0 of every batch's loss, the L2 term included.
       smoothness: L, likewise.
       steps: T, number of noisy steps.
       radius: R, of the ball that noisy iterates (and the start) are projected on; None for none.
+        Starts are then at most 2 R apart too (`start_distance`).
+      past_steps: steps of earlier requests, as `next` counts them; so for the next two. 0 for a
+        first request.
+      past_factor: product of the contractions of those steps; 1 for a first request.
+      past_drift: how far those steps lead two runs apart whose gradients differ by 1, in units of
+        the learning rate; 0 for a first request.
+      past_radius: largest `radius` of earlier requests; None if there were none, or one had none.
 
     Raises:
       TypeError: if an argument is not a number (or numbers).
@@ -178,14 +241,39 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
     smoothness: float
     steps: int
     radius: float | None = None
+    past_steps: int = 0
+    past_factor: float = 1.0
+    past_drift: float = 0.0
+    past_radius: float | None = None
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
         self._check()
-        if self.radius is not None:
-            radius = checks.positive("radius", self.radius)
-            nearer = min(self.initial_distance, 2 * radius)
-            base.set_fields(self, radius=radius, initial_distance=nearer)
+        for name in ("radius", "past_radius"):
+            value = getattr(self, name)
+            if value is not None:
+                base.set_fields(self, **{name: checks.positive(name, value)})
+        if self.past_radius is not None and not self.past_steps:
+            raise ValueError(f"past_radius must be None without past_steps, got {self.past_radius}")
+
+    @property
+    def start_distance(self) -> float:
+        """The initial distance, or the diameter of the ball that starts are projected on."""
+        return min(self.initial_distance, self.diameter)
+
+    @property
+    def reach(self) -> float:
+        """Largest distance from the centre of all parameters, those of earlier requests too."""
+        past = (self.past_radius,) if self.past_steps else ()
+        return max(math.inf if radius is None else radius for radius in (self.radius, *past))
+
+    def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
+        """See `DescentToDelete.next`."""
+        found = super().next(
+            stability_distance=stability_distance, gradient_difference=gradient_difference
+        )
+        reach = self.reach if math.isfinite(self.reach) else None
+        return dataclasses.replace(found, past_radius=reach)
 
     @property
     def contraction(self) -> np.ndarray:
@@ -200,8 +288,10 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What a certificate for this mechanism rests on, in sentences."""
-        ball = () if self.radius is None else (base.CENTER,)
-        return self._assumptions(*ball)
+        if self.radius is None:
+            return self._assumptions()
+        start = f"The run started within {self.radius!r} of the centre (L2 norm, parameter units)."
+        return self._assumptions(start, base.CENTER)
 
     @property
     def sequence(self) -> str:
@@ -222,6 +312,9 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
       strong_convexity: m.
       smoothness: L.
       steps: T, number of steps.
+      past_steps: as for `ProjectedNoisySGD`, and so are the next two.
+      past_factor: product of the contractions of the steps of earlier requests.
+      past_drift: how far those lead two runs apart whose gradients differ by 1.
 
     Raises:
       TypeError: if an argument is not a number (or numbers).
@@ -245,6 +338,9 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
     strong_convexity: float
     smoothness: float
     steps: int
+    past_steps: int = 0
+    past_factor: float = 1.0
+    past_drift: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""

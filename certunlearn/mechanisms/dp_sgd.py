@@ -56,7 +56,8 @@ class DPSGD:
 
     def __post_init__(self) -> None:
         """Checks every argument."""
-        for name in ("steps", "batch_size", "deletions"):
+        base.set_fields(self, steps=checks.steps("steps", self.steps))
+        for name in ("batch_size", "deletions"):
             base.set_fields(self, **{name: checks.positive_int(name, getattr(self, name))})
         for name in ("clip_norm", "learning_rate", "sampling_rate"):
             base.set_fields(self, **{name: checks.positive(name, getattr(self, name))})
@@ -120,12 +121,14 @@ class DPSGD:
         """What holds for the union of deletions after several requests, in words."""
         return (
             "One training serves all requests, of up to `deletions` examples in all: the model "
-            "stays as it is. Beyond that number it must be trained anew."
+            "stays as it is. Beyond that number it must be trained anew. That holds for each set "
+            "of examples by itself; a request that depends on the released model is not covered, as "
+            "the choice of examples may itself tell of them."
         )
 
     def first(self, steps: int) -> Any:
         """The mechanism that stops after the first `steps` steps of this one."""
-        steps = checks.positive_int("steps", steps)
+        steps = checks.steps("steps", steps)
         if steps > self.steps:
             raise ValueError(f"steps must be at most {self.steps}, got {steps}")
         return dataclasses.replace(self, steps=steps)

@@ -24,7 +24,7 @@ class GradientClipping(base.FromBall):
       init_radius: C0, radius of the ball of starts, in parameter units.
       clip_norm: C1, largest global L2 norm of a step's gradient: a number, `[steps]` numbers or an
         Optax schedule, which is evaluated here.
-      learning_rate: gamma, likewise.
+      learning_rate: gamma, likewise; a schedule may be 0 at some steps, which then only add noise.
       weight_decay: lambda >= 0, likewise; `learning_rate * weight_decay` must be at most 1.
       steps: T, number of noisy steps.
       reference: what the result is indistinguishable from. `"retrained"`: the same procedure
@@ -63,14 +63,14 @@ class GradientClipping(base.FromBall):
         """Checks every argument and evaluates schedules."""
         base.set_fields(
             self,
-            steps=checks.positive_int("steps", self.steps),
+            steps=checks.steps("steps", self.steps),
             init_radius=checks.positive("init_radius", self.init_radius),
         )
-        base.per_step(self, "clip_norm", "learning_rate")
+        base.per_step(self, "clip_norm")
+        base.learning_rates(self)
         base.per_step(self, "weight_decay", zero_allowed=True)
         checks.choice("reference", self.reference, base.REFERENCES)
-        if not isinstance(self.memoryless, bool):
-            raise TypeError(f"memoryless must be True or False, got {self.memoryless!r}")
+        base.set_fields(self, memoryless=checks.flag("memoryless", self.memoryless))
         base.check_decay(self)
 
     @property
@@ -93,6 +93,7 @@ class GradientClipping(base.FromBall):
         )
         return (
             base.compared(self.reference),
+            self.start_sentence,
             base.CENTER,
             base.NO_MEMORY if self.memoryless else state,
             *base.RUN,

@@ -32,10 +32,11 @@ class RewindToDelete(base.StepsThenNoise):
 
     Args:
       learning_rate: gamma of the steps from the checkpoint: a number, `[steps]` numbers or a
-        schedule.
+        schedule, maybe 0 at some steps.
       smoothness: L: gradients of the mean loss are L-Lipschitz, for all data.
-      gradient_bound: G: every example's gradient has at most this norm, wherever training goes;
-        without terms that all examples share, such as an L2 penalty.
+      gradient_bound: G: every example's gradient has at most this norm, wherever training goes
+        (a bound within a ball, as of `convex.ridge_regression`, must hold on all the way); without
+        terms that all examples share, such as an L2 penalty.
       training_learning_rate: gamma of the steps up to the checkpoint; one number.
       trained_steps: number of those.
       steps: K, number of steps from the checkpoint on.
@@ -69,11 +70,13 @@ class RewindToDelete(base.StepsThenNoise):
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
-        for name in ("trained_steps", "steps", "size", "deletions"):
+        for name in ("trained_steps", "steps"):
+            base.set_fields(self, **{name: checks.steps(name, getattr(self, name))})
+        for name in ("size", "deletions"):
             base.set_fields(self, **{name: checks.positive_int(name, getattr(self, name))})
         for name in ("smoothness", "gradient_bound", "training_learning_rate"):
             base.set_fields(self, **{name: checks.positive(name, getattr(self, name))})
-        base.per_step(self, "learning_rate")
+        base.learning_rates(self)
         if self.deletions >= self.size:
             raise ValueError(f"deletions must be fewer than size={self.size}, got {self.deletions}")
         if not math.isfinite(self.final_distance):
@@ -150,7 +153,10 @@ class RewindToDelete(base.StepsThenNoise):
             "Each request rewinds to the same checkpoint of the original training, with "
             "`deletions` the number of all deletions so far: `next` counts them. The certificate "
             "is then for their union, and for the last release alone: what several releases say "
-            "together it does not cover."
+            "together it does not cover. If a request depends on earlier releases, what remains "
+            "true is conditional: given the requests, the release is as close as certified to the "
+            "same procedure on the same remaining data; which examples were deleted may itself "
+            "tell of them."
         )
 
     def next(self, *, deletions: int) -> Self:
