@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from certunlearn import batches, gradients, keys, transforms
-from certunlearn.mechanisms import DPSGD
+from certunlearn.mechanisms import DPSGD, base
 from certunlearn.optimizer import ZeroNonfiniteState
 
 # The parameters that are trained, and the optimizer's state.
@@ -26,11 +26,16 @@ def rolled() -> bool:
 
 
 class StepStats(NamedTuple):
-    """Private numbers of the steps of one call; arrays `[steps in the call]`."""
+    """Private numbers of the steps of one call; arrays `[steps in the call]`.
+
+    `largest` has one for each leaf, its largest magnitude after the step, where all of a run must
+    be held against rounding; else it is empty.
+    """
 
     loss: jax.Array
     clip_fraction: jax.Array
     nonfinite: jax.Array
+    largest: tuple[jax.Array, ...] = ()
 
 
 def noisy_steps(
@@ -87,8 +92,14 @@ def noisy_steps(
             clipped, nonfinite = after[0] - before[0], after[1] - before[1]
             if per_example:
                 clipped, nonfinite = stats.clipped_fraction, stats.nonfinite
+            largest: tuple[jax.Array, ...] = ()
+            if isinstance(mechanism, base.StepsThenNoise):
+                largest = tuple(jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(leaves))
             numbers = StepStats(
-                jnp.asarray(loss, jnp.float32), jnp.asarray(clipped, jnp.float32), nonfinite
+                jnp.asarray(loss, jnp.float32),
+                jnp.asarray(clipped, jnp.float32),
+                nonfinite,
+                largest,
             )
             return (leaves, opt_state), numbers
 

@@ -257,7 +257,8 @@ def _noisy_steps(
     """Runs the noisy steps, to their end or to an interrupt, and checks what they come to."""
     stats: list[steps.StepStats] = []
     here = (run.first, run.carry)  # together, so that an interrupt cannot part them
-    broken = None
+    peaks = [np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(run.carry[0])]
+    broken: Exception | None = None
     with interrupts.carrying(lambda: _state(run, *here)):
         if run.first == run.stop:
             look(run.first, run.carry[0], True)
@@ -268,11 +269,12 @@ def _noisy_steps(
             carry, numbers = run.noisy(here[1], run.data, order, position, at, count=count)
             here = (at + count, carry)
             stats.append(numbers)
-            # Asking waits for the device: only where the answer decides.
-            if not _tolerates(run.mechanism) and np.any(numbers.nonfinite):
-                index = int(np.argmax(numbers.nonfinite))
-                broken = (at + index, position + index)
+            now = map(np.max, numbers.largest or peaks)
+            grown = list(map(np.maximum, peaks, now))
+            broken = _broken(run, numbers, at, position) or _rounded_away(run, peaks, grown)
+            if broken is not None:
                 break
+            peaks = grown
             advance(count)
             look(here[0], carry[0], here[0] == run.stop)
             if interrupted() and here[0] < run.stop:
@@ -281,18 +283,51 @@ def _noisy_steps(
                 warnings.warn(_interrupted(here[0], run.mechanism.steps), stacklevel=3)
                 break
     if broken is not None:
-        step, position = broken
-        epoch = step // (run.size // run.batch_size)
-        raise FloatingPointError(
-            f"loss_fn has a gradient that is not finite at step {step}, batch {position} of epoch "
-            f"{epoch}: without that step {type(run.mechanism).__name__} does not bring models as "
-            "close as it certifies. Nothing is released. Look for a NaN in retain_data, and for a "
-            "loss that overflows"
-        )
+        raise broken  # out here, for no state is worth keeping
     step, (trainable, _) = here
     _check_finite(trainable, f"noisy step {step}")
     rounding.check(run.mechanism, run.scale, jax.tree.leaves(trainable))
     return _Noisy(*here, stats)
+
+
+def _broken(
+    run: preparing.Prepared, numbers: steps.StepStats, step: int, position: int
+) -> Exception | None:
+    """Why the steps of a call are not what the mechanism certifies, or None.
+
+    Asking waits for the device, so only those mechanisms are asked about whose separations do not
+    hold whatever an update is.
+    """
+    if run.mechanism.tolerates_nonfinite:
+        return None
+    if np.any(numbers.nonfinite):
+        index = int(np.argmax(numbers.nonfinite))
+        epoch = (step + index) // (run.size // run.batch_size)
+        return FloatingPointError(
+            f"loss_fn has a gradient that is not finite at step {step + index}, batch "
+            f"{position + index} of epoch {epoch}: without that step "
+            f"{type(run.mechanism).__name__} does not bring models as close as it certifies. "
+            "Nothing is released. Look for a NaN in retain_data, and for a loss that overflows"
+        )
+    return None
+
+
+def _rounded_away(run: preparing.Prepared, peaks: list[Any], grown: list[Any]) -> ValueError | None:
+    """What rounding says to parameters of these largest magnitudes, a number for each leaf.
+
+    None if the spacing of floating-point numbers there is what it was at the earlier `peaks`.
+    """
+    if not np.all(np.isfinite(grown)) or list(map(np.spacing, peaks)) == list(
+        map(np.spacing, grown)
+    ):
+        return None
+    like = jax.tree.leaves(run.split.trainable)
+    leaves = [np.broadcast_to(peak, leaf.shape) for peak, leaf in zip(grown, like, strict=True)]
+    try:
+        rounding.check(run.mechanism, run.scale, leaves)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _noiseless_steps(
@@ -386,12 +421,11 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
             bar.close()
 
 
-def _tolerates(mechanism):  # TEMPORARY
-    names = ("GradientClipping", "ModelClipping", "OutputPerturbation", "DPSGD")
-    return getattr(mechanism, "tolerates_nonfinite", type(mechanism).__name__ in names)
-
-
 def _pending(opt_state):  # TEMPORARY
     import inspect
 
-    return {"state": opt_state} if "state" in inspect.signature(certificates.certify).parameters else {}
+    return (
+        {"state": opt_state}
+        if "state" in inspect.signature(certificates.certify).parameters
+        else {}
+    )
