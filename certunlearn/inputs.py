@@ -140,6 +140,7 @@ def _array(where: str, leaf: Any, keys: bool) -> jax.Array:
         )
     try:
         host = np.asarray(leaf)
+        host = host.astype(host.dtype.newbyteorder("="), copy=False)
         target = jax.dtypes.canonicalize_dtype(host.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{where} cannot be made an array of numbers: {error}") from error
