@@ -272,3 +272,26 @@ def test_parameters_that_are_not_finite_are_never_released():
     mechanism = cu.GradientClipping(init_radius=1.0, clip_norm=1e30, learning_rate=1e9, steps=2)
     with pytest.raises(FloatingPointError, match="not finite after noisy step"):
         run(mechanism, loss=steep, noise_scale=1e36)
+
+
+@pytest.mark.parametrize(("swing", "fits"), [(1.0, True), (2000.0, False)])
+def test_noise_is_held_against_the_largest_parameters_of_the_run(swing, fits):
+    """Parameters go far and come back: rounding on the way counts where steps must contract."""
+    first, second = cu.batch_indices(cu.split_key(jax.random.key(7)).data, 24, 12, 2)
+    signs = np.zeros(24, np.float32)
+    signs[first], signs[second] = -swing, swing
+    options = {"data": {"s": signs}, "loss": lambda p, b: jnp.mean(b["s"]) * p, "batch_size": 12}
+    mechanism = cu.DescentToDelete(**CONVEX | {"steps": 2})
+    options |= {"params": jnp.array(1.0), "noise_scale": 1e-4, "accountant": "interpolation"}
+    refused = pytest.raises(ValueError, match="noise_scale must be at least")
+    with contextlib.nullcontext() if fits else refused as caught:
+        result = run(mechanism, **options)
+        assert cu.verify(result.certificate, result.params)
+    assert fits or not isinstance(caught.value, cu.UnlearningFailed)
+
+
+def test_noise_below_the_spacing_at_the_start_is_refused_before_any_step():
+    looks = []
+    with pytest.raises(ValueError, match="noise_scale must be at least"):
+        run(cu.DescentToDelete(**CONVEX), noise_scale=1e-9, evaluate=looks.append)
+    assert not looks

@@ -1,5 +1,3 @@
-import os
-import signal
 import warnings
 
 import flax.linen as nn
@@ -172,24 +170,6 @@ def test_stopping_and_resuming_through_disk_equals_an_uninterrupted_run(tmp_path
         cu.save_state(tmp_path / "run.npz", early.history.state)
 
 
-def test_ctrl_c_stops_between_steps_with_an_honest_certificate():
-    def press(params):
-        if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        seen.append(1)
-        return 0.0
-
-    seen = []
-    with pytest.warns(UserWarning, match="stopped after 6 of 12"):
-        result = run(evaluate=press, evaluate_every=3)
-    assert result.certificate.steps_run == 6
-    noise = result.certificate.noise_scale
-    truth = cu.epsilon(MECHANISM.first(6), noise_scale=noise, delta=1e-5, **EXACT)
-    assert result.certificate.epsilon == pytest.approx(truth)
-    assert same(run(key=None, resume=result.history.state).params, run().params)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
     result = run(evaluate=lambda p: p["w"], evaluate_every=5, finetune=(optax.sgd(0.1), 4))
     assert [step for step, _ in result.history.evaluations] == [0, 5, 10, 12, 15, 16]
@@ -295,75 +275,6 @@ def test_an_nnx_convolution_unlearns():
     )
 
 
-class Normed(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(4)(x))
-        return nn.Dense(1)(x)[:, 0]
-
-
-@pytest.mark.slow
-def test_batch_statistics_are_refused_or_recomputed_from_the_released_parameters():
-    net = Normed()
-    variables = net.init(jax.random.key(0), DATA["x"][:2], train=False)
-    stale = jax.tree.map(lambda x: x + 100.0, variables["batch_stats"])
-
-    def loss(params, batch):
-        out, _ = net.apply(
-            {"params": params, "batch_stats": stale},
-            batch["x"],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return jnp.mean((out - batch["y"]) ** 2)
-
-    def recompute(params, data):
-        def update(stats, batch):
-            both = {"params": params, "batch_stats": stats}
-            return net.apply(both, batch["x"], train=True, mutable=["batch_stats"])[1][
-                "batch_stats"
-            ]
-
-        return cu.recompute_statistics(update, variables["batch_stats"], data, batch_size=8)
-
-    class State(TrainState):
-        batch_stats: dict
-
-    carried = {"params": variables["params"], "batch_stats": stale}
-    state = State.create(
-        apply_fn=net.apply, params=carried["params"], tx=optax.sgd(0.1), batch_stats=stale
-    )
-    for model in (carried, state):
-        with pytest.raises(ValueError, match=r"batch_stats.*recompute_state"):
-            run(params=model, loss=loss)
-        result = run(params=model, loss=loss, recompute_state=recompute)
-        mean = result.model_state["BatchNorm_0"]["mean"]
-        expected = np.mean(DATA["x"] @ result.params["Dense_0"]["kernel"], axis=0)
-        expected += np.asarray(result.params["Dense_0"]["bias"])
-        np.testing.assert_allclose(mean, expected, atol=0.35 * np.abs(expected).max() + 0.05)
-        assert np.all(np.abs(mean) < 50)  # nothing of the stale statistics is left
-        assert cu.verify(result.certificate, result.params)
-    bare = TrainState.create(apply_fn=net.apply, params=PARAMS, tx=optax.adam(0.1))
-    assert same(run(params=bare).params, run().params)
-
-    class WithNorm(nnx.Module):
-        def __init__(self, rngs):
-            self.norm = nnx.BatchNorm(3, rngs=rngs)
-
-    with pytest.raises(ValueError, match="NNX model that carries state"):
-        run(params=WithNorm(nnx.Rngs(0)), loss=lambda p, b: 0.0)
-
-
-def test_a_failing_recomputation_does_not_lose_the_run():
-    def fail(params, data):
-        raise RuntimeError("no such layer")
-
-    with pytest.warns(UserWarning, match=r"no such layer.*result\.params"):
-        result = run(recompute_state=fail)
-    assert result.model_state is None
-    assert cu.verify(result.certificate, result.params)
-
-
 def test_history_is_saved_only_under_a_private_name(tmp_path):
     history = run(evaluate=lambda p: {"norm": jnp.sum(p["w"] ** 2)}).history
     with pytest.raises(ValueError, match=r"\.private\.json"):
@@ -411,21 +322,6 @@ def test_bad_values_are_refused_before_anything_runs(changes, words):
 
     with pytest.raises(ValueError, match=words):
         run(**({"loss": untouched} | changes))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"finetune": optax.sgd(0.1)},
-        {"batch_size": 2.5},
-        {"stop_after": "3"},
-        {"forget_size": 1.5},
-        {"mechanism": "sgd"},
-    ],
-)
-def test_wrong_kinds_are_type_errors(changes):
-    with pytest.raises(TypeError):
-        run(**changes)
 
 
 def test_a_seed_is_not_a_key():
