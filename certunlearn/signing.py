@@ -6,9 +6,9 @@ made with OpenSSL:
     openssl genpkey -algorithm ed25519 -out issuer.pem
     openssl pkey -in issuer.pem -pubout -out issuer.pub.pem
 
-What is signed is the certificate's whole record, `record_digest` included, in canonical JSON (sorted
-keys, no spaces, ASCII), after a line that says what it is, so that the key's signatures on anything
-else are none on a certificate. The layout of the file does not matter, every value in it does.
+What is signed is the certificate's whole record, `record_digest` included, in canonical JSON
+(sorted keys, no spaces, ASCII), after a line that says what it is, so that the key's signatures on
+anything else are none on a certificate. The file's layout does not matter, every value in it does.
 """
 
 import base64
@@ -60,10 +60,11 @@ def is_signed(certificate: Certificate, signature: bytes, public_key: bytes) -> 
       True only if the holder of the private key signed this very record, unless Ed25519 is broken.
       It says who vouches for the certificate's assumptions, not that they hold.
     """
+    key = _public(public_key)
     from cryptography.exceptions import InvalidSignature
 
     try:
-        _public(public_key).verify(signature, message(certificate))
+        key.verify(signature, message(certificate))
     except InvalidSignature:
         return False
     return True
@@ -114,7 +115,7 @@ def _private(pem: bytes) -> Any:
     serialization, ed25519 = _library()
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (TypeError, ValueError) as error:  # a password, or no key; the text may hold neither
+    except Exception as error:  # a password, another algorithm, or no key
         raise ValueError("key must be an Ed25519 private key, PEM without a password") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise ValueError(f"key must be an Ed25519 private key, got {type(key).__name__}")
@@ -125,7 +126,7 @@ def _public(pem: bytes) -> Any:
     serialization, ed25519 = _library()
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError as error:
+    except Exception as error:  # another algorithm, or no key
         raise ValueError("public_key must be an Ed25519 public key in PEM") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise ValueError(f"public_key must be an Ed25519 public key, got {type(key).__name__}")
