@@ -100,7 +100,7 @@ def _by_example(
     grads = norms.clip_tree(grads, clip_norm).tree
     counted = jnp.isfinite(each.values) & ~nonfinite
     total = jnp.sum(jnp.where(counted, each.values, 0))
-    value = total / jnp.maximum(jnp.sum(counted), 1)
+    value = total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
     stats = ClipStats(jnp.mean(clipped, dtype=jnp.float32), jnp.sum(nonfinite, dtype=jnp.int32))
     return value, stats, grads
 

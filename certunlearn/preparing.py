@@ -134,7 +134,7 @@ def prepare(
     forget_size = checks.optional_count("forget_size", forget_size)
     # With `DPSGD` the number of all examples is itself what must not show.
     retain_size = None if systems.samples(mechanism) else size
-    if problems := getattr(mechanism, "size_problems", lambda *_: [])(retain_size, forget_size):
+    if problems := mechanism.size_problems(retain_size, forget_size):
         raise ValueError("; ".join(problems))
     stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
     if stop > mechanism.steps:

@@ -338,7 +338,8 @@ def _noiseless_steps(
     advance: Callable[[int], object],
 ) -> tuple[Any, list[jax.Array]]:
     """Fine-tunes, if that is asked for and the noisy steps are complete."""
-    trainable, losses = noisy.carry[0], []
+    trainable = noisy.carry[0]
+    losses: list[jax.Array] = []
     if run.optimizer is None or run.noiseless is None or noisy.step < run.mechanism.steps:
         return trainable, losses
     tuning = steps.finetuning_steps(

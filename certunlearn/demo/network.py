@@ -66,11 +66,11 @@ def train(
 ) -> Any:
     """Trains without noise, in the very loop that `unlearn` fine-tunes with."""
     loss_fn = functools.partial(mean_loss, net)
-    params = jax.tree.map(jnp.copy, params)  # the loop uses their memory again
+    one = steps_lib.noiseless_step(loss_fn, optimizer, batch_size)
     on_device = jax.tree.map(jnp.asarray, data)
     size = len(data["y"])
     for trained, _ in steps_lib.finetuning_steps(
-        loss_fn, params, optimizer, steps, key, on_device, size, batch_size
+        one, optimizer, params, steps, key, on_device, size, batch_size
     ):
         params = trained
         advance(1)
