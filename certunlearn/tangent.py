@@ -22,6 +22,7 @@ class LogisticLoss:
       strong_convexity: m, of the whole loss in w.
       smoothness: L, of the whole loss in w.
       gradient_bound: G, on each example's gradient *without* the L2 term.
+      radius: where G holds: everywhere.
     """
 
     loss_fn: Callable[[Any, Any], jax.Array]
@@ -29,6 +30,7 @@ class LogisticLoss:
     strong_convexity: float
     smoothness: float
     gradient_bound: float
+    radius: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Linearized:
         if microbatch_size is not None:
             microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
         _batch_size(inputs)
-        radius = np.float32(self.radius * (1 - 1e-7))  # the unit roundoff is 6e-8
+        radius = float(np.float32(self.radius * (1 - 1e-7)))  # the unit roundoff is 6e-8
         limits = jnp.finfo(jnp.float32)
 
         def scale(example: Any) -> jax.Array:
@@ -121,7 +123,7 @@ class Linearized:
         outputs, slope = jax.jvp(
             lambda p: self._outputs(p, inputs, size), (self.public_params,), (self._like_params(w),)
         )
-        return keep(usable, outputs + jax.vmap(jnp.multiply)(scales, slope))
+        return keep(usable, outputs + jax.vmap(jnp.multiply)(scales.astype(slope.dtype), slope))
 
     def logistic_loss(self, l2: float, binary: bool = False) -> LogisticLoss:
         """Logistic regression on the tangent model, with its constants.
@@ -154,8 +156,7 @@ class Linearized:
           al. (2021), Mixed-privacy forgetting in deep networks (tangent models for unlearning).
         """
         l2 = checks.positive("l2", l2)
-        if not isinstance(binary, bool):
-            raise TypeError(f"binary must be True or False, got {binary!r}")
+        binary = checks.flag("binary", binary)
 
         def loss_fn(w: Any, batch: Any) -> jax.Array:
             inputs, scales, labels = batch
@@ -166,8 +167,10 @@ class Linearized:
             if binary != (outputs.size == outputs.shape[0]):
                 count = "one output" if binary else "two outputs or more"
                 raise ValueError(f"binary={binary} needs {count} each, got shape {outputs.shape}")
-            squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(w))
-            return jnp.mean(_entropy(outputs, labels)) + l2 / 2 * squares
+            squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(w)]
+            length = sum(square.astype(outputs.dtype) for square in squares)
+            entropy = _entropy(outputs, labels.astype(outputs.dtype))
+            return jnp.mean(entropy) + l2 / 2 * length
 
         # `scales` leaves more room below the radius than these float64 roundings take.
         curvature, slope = (0.25, 1.0) if binary else (0.5, math.sqrt(2))
@@ -180,7 +183,7 @@ class Linearized:
             wanted = f"[{size}] or [{size}, classes]"
             raise ValueError(f"apply_fn must return outputs {wanted}, got shape {outputs.shape}")
         # Narrower numbers would round the scales up.
-        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+        return outputs if outputs.dtype == jnp.float64 else outputs.astype(jnp.float32)
 
     def _like_params(self, w: Any) -> Any:
         given, wanted = (
@@ -237,7 +240,7 @@ def _entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     if outputs.size == labels.size:  # one output each
         outputs = outputs.reshape(labels.shape)
         return jax.nn.softplus(jnp.where(labels > 0, -outputs, outputs))
-    chosen = jnp.arange(outputs.shape[1]) == labels[:, None]
+    chosen = jnp.arange(outputs.shape[1], dtype=outputs.dtype) == labels[:, None]
     return jax.nn.logsumexp(outputs, axis=1) - jnp.sum(jnp.where(chosen, outputs, 0), axis=1)
 
 

@@ -4,6 +4,7 @@ import math
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,6 +79,74 @@ def test_labels_of_any_dtype(dtype):
     loss_fn = LOSSES["binary"].loss_fn
     same = (data[0], data[1].astype(dtype))
     np.testing.assert_array_equal(loss_fn(params, data), loss_fn(params, same))
+
+
+def broken(name):
+    """Features of norm up to 60 instead of 2, and targets that are no labels or beyond the norm."""
+    rng = np.random.default_rng(7)
+    features = 20 * rng.normal(size=(COUNT, 4)).astype(np.float32)
+    features[:4] *= 1e6
+    odd = [-1, 2, 7, 0.5, -3.5, 1e6] if name != "ridge" else [1e3, -1e3, 1e20, 2.0, -1.6, 0.0]
+    return features, np.resize(np.float32(odd), COUNT)
+
+
+@every_loss
+def test_constants_hold_for_data_that_break_the_bounds(name):
+    loss, data = LOSSES[name], broken(name)
+    with pytest.raises(ValueError, match="must"):
+        loss.check_data(data)
+    for seed, scale in enumerate((0.0, 1.0, 30.0)):
+        params = draw_params(name, scale, seed)
+        if scale:  # along the longest example, where its gradient is largest
+            along = data[0][0] / norm(data[0][0])
+            params = params + scale * (along if params.ndim == 1 else along[:, None])
+        if name == "ridge":
+            params *= min(1, loss.radius / max(norm(params), 1e-9))
+        params = params.astype(np.float32)
+        for one in (data, tuple(np.repeat(part[:1], COUNT, axis=0) for part in data)):
+            low, high = hessian_range(name, params, one)
+            assert low >= loss.strong_convexity * (1 - 1e-3)
+            assert high <= loss.smoothness * ROUNDING
+        assert largest_example_gradient(name, params, data) <= loss.gradient_bound * ROUNDING
+
+
+def test_labels_above_zero_are_class_one_and_no_class_pulls_nowhere():
+    params, (x, _) = draw_params("binary", 1.0, 0), draw_data("binary")
+    signs = np.where(np.arange(COUNT) % 3 == 0, 1, -1)
+    same = [LOSSES["binary"].loss_fn(params, (x, y)) for y in (signs, signs > 0, 7 * signs)]
+    assert same[0] == same[1] == same[2]
+    params, loss = draw_params("softmax", 1.0, 0), LOSSES["softmax"]
+    for label in (-1, 3, 0.5, np.nan):
+        value = loss.loss_fn(params, (x, np.full(COUNT, label, np.float32)))
+        logits = np.asarray(x) @ params
+        expected = np.mean(np.log(np.exp(logits).sum(axis=1))) + 0.05 * norm(params) ** 2
+        assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_run_where_mixed_types_are_forbidden(dtype):
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) / 4
+    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("strict"):
+        for name, loss in LOSSES.items():
+            for labels in (np.int32, np.uint8, bool, np.float32):
+                params = loss.init(4, dtype)
+                data = jnp.asarray(x), (x[:, 0] > 0).astype(labels)
+                grad = jax.grad(loss.loss_fn)(params, data)
+                assert grad.dtype == params.dtype
+                assert np.all(np.isfinite(grad)), name
+
+
+def test_a_bound_within_a_ball_reaches_the_minimisers():
+    with pytest.raises(ValueError, match=r"radius must be at least target_norm / \(2 sqrt\(l2\)\)"):
+        convex.ridge_regression(1.0, 1.0, 0.25, radius=0.99)
+    loss = convex.ridge_regression(1.0, 1.0, 0.25)
+    assert (loss.radius, loss.solution_norm) == (2.0, 1.0)
+    assert LOSSES["binary"].radius == math.inf
+    fields = {"loss_fn": loss.loss_fn, "strong_convexity": 1.0, "smoothness": 1.0}
+    fields |= {"gradient_bound": 1.0, "l2": 1.0, "feature_norm": 1.0}
+    for least in (2.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="radius must be at least solution_norm"):
+            convex.ConvexLoss(**fields, radius=1.0, solution_norm=least)
 
 
 @every_loss

@@ -155,6 +155,20 @@ def test_unreached_tolerances_are_errors():
         convex.gradient_norm(loss, jnp.full(4, jnp.inf), data)
 
 
+def test_either_a_tolerance_or_a_number_of_steps():
+    loss, data = LOSSES["binary"], draw_data("binary")
+    for odd in ({}, {"tolerance": 1e-3}, {"max_steps": 3}, {"steps": 3, "max_steps": 3}):
+        with pytest.raises(ValueError, match="give either tolerance and max_steps, or steps"):
+            convex.gradient_descent(loss, loss.init(4), data, **odd)
+    with pytest.raises(ValueError, match="give either"):
+        convex.gradient_descent(loss, loss.init(4), data, tolerance=1e-3, max_steps=3, steps=3)
+    for odd in (0, 2**40):
+        with pytest.raises(ValueError, match="steps must be at"):
+            convex.gradient_descent(loss, loss.init(4), data, steps=odd)
+    with pytest.raises(ValueError, match="finite gradients on the way"):
+        convex.gradient_descent(loss, jnp.full(4, jnp.nan), data, steps=3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -178,7 +178,14 @@ def test_a_chain_of_three_requests_stays_within_its_distances(kind, radius):
                 )
             else:
                 difference = 2 * len(gone) * loss.gradient_bound / size
+                before = m.initial_distance
                 m = m.next(stability_distance=stability, gradient_difference=difference)
+                # Not worse than charging for what endless steps of this rate would do.
+                drift = max(stability, float(rate * difference / (1 - m.factors[0])))
+                most = before + drift
+                for _ in range(steps):
+                    most = m.factors[0] * most + rate * difference
+                assert m.initial_distance <= most
             reference = trained(rows)
             for earlier in draws:
                 reference = served(reference, rows, earlier)
@@ -205,12 +212,13 @@ def test_quadratics_attain_the_distances_of_a_chain():
         assert reference - state == pytest.approx(m.final_distance, rel=1e-12)
 
 
-def test_a_chain_needs_steps_that_contract_and_positive_numbers():
+def test_a_chain_needs_positive_numbers_and_adds_up_where_steps_do_not_contract():
     m = cu.DescentToDelete(**DESCENT | {"learning_rate": 0.5})
-    with pytest.raises(ValueError, match=r"below 2 / smoothness = 0\.5 for a sequence"):
-        m.next(stability_distance=0.1, gradient_difference=0.1)
+    assert m.next(stability_distance=0.1, gradient_difference=0.1).initial_distance == (
+        pytest.approx(2.0 + 0.1 + 4 * 0.5 * 0.1)
+    )
     m = cu.ProjectedNoisySGD(**DESCENT, radius=1.0)
-    assert m.next(stability_distance=50.0, gradient_difference=0.1).initial_distance == 2.0
+    assert m.next(stability_distance=50.0, gradient_difference=0.1).start_distance == 2.0
     for change in ({"stability_distance": 0.0}, {"gradient_difference": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
             m.next(**{"stability_distance": 0.1, "gradient_difference": 0.1} | change)

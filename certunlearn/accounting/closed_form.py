@@ -104,7 +104,7 @@ def _unit_noise(mechanism: Any, steps: int) -> float:
     c1 = _constant("clip_norm", mechanism.clip_norm)
     gamma = _constant("learning_rate", mechanism.learning_rate)
     lambda_ = _constant("weight_decay", mechanism.weight_decay)
-    if lambda_ == 0:
+    if gamma * lambda_ == 0:
         return 3 * (c0 + c1 * gamma * steps) / math.sqrt(steps)
     decayed = c0 * (1 - gamma * lambda_) ** steps + c1 / lambda_
     return math.sqrt(72 * gamma * lambda_) * decayed

@@ -160,4 +160,4 @@ def _prepare(loss: ConvexLoss, params: Any, data: Any) -> jax.Array:
     expected = loss.init(np.shape(data[0])[1]).shape
     if params.shape != expected:
         raise ValueError(f"params must be of shape {expected}, got {params.shape}")
-    return params.astype(jnp.promote_types(params.dtype, jnp.float32))
+    return params if params.dtype == jnp.float64 else params.astype(jnp.float32)

@@ -1,0 +1,253 @@
+"""Noise against the rounding of numbers: what is refused, and that the theorem's bound holds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mechanism_helpers import DESCENT, REWIND, length
+
+import certunlearn as cu
+from certunlearn import rounding
+from certunlearn.mechanisms import base
+
+FLOAT32 = np.float32
+
+
+@functools.cache
+def trained_model(features):
+    """The README's problem: loss, data and the trained parameters."""
+    x = cu.convex.clip_features(jax.random.normal(jax.random.key(0), (1000, features)), 1.0)
+    y = (x[:, 0] > 0).astype(int)
+    loss = cu.convex.logistic_regression(feature_norm=1.0, l2=0.1)
+    trained = cu.convex.gradient_descent(
+        loss, loss.init(features), (x, y), tolerance=1e-5, max_steps=1000
+    )
+    return loss, (x, y), trained.params
+
+
+def logistic_problem(features, steps):
+    """The same, and a mechanism of so many steps."""
+    loss, data, trained = trained_model(features)
+    mechanism = cu.DescentToDelete(
+        initial_distance=cu.convex.stability_distance(
+            loss, size=1000, deletions=3, gradient_norm=1e-5
+        ),
+        learning_rate=2 / (loss.strong_convexity + loss.smoothness),
+        strong_convexity=loss.strong_convexity,
+        smoothness=loss.smoothness,
+        steps=steps,
+    )
+    return loss, data, trained, mechanism
+
+
+def test_noise_below_the_spacing_is_refused_before_anything_runs():
+    loss, (x, y), trained, mechanism = logistic_problem(20, 60)
+    sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+    assert sigma < 1e-15
+    # Added to parameters near 1, such noise is none at all.
+    noisy = np.asarray(trained) + FLOAT32(sigma) * FLOAT32(np.random.default_rng(0).normal(size=20))
+    np.testing.assert_array_equal(noisy, trained)
+    for leaf in (trained, np.asarray(trained, np.float64)):
+        with pytest.raises(
+            ValueError, match=r"noise_scale must be at least .* rounding would swal"
+        ):
+            rounding.check(mechanism, sigma, [leaf])
+    options = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 997, "progress": False}
+    with pytest.raises(ValueError, match="rounding would swallow"):
+        cu.unlearn(loss.loss_fn, trained, (x[3:], y[3:]), mechanism, **options)
+
+
+def test_few_steps_pass_more_need_float64_and_too_many_are_refused():
+    _, _, trained, mechanism = logistic_problem(5, 5)
+    sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)
+    rounding.check(mechanism, sigma, [trained])
+    _, _, trained, more = logistic_problem(5, 12)
+    sigma = cu.noise_scale(more, epsilon=1.0, delta=1e-5)
+    assert sigma > 4 * np.spacing(FLOAT32(2.0))  # not what is wrong here
+    with pytest.raises(
+        ValueError, match=r"steps=12 leave a distance of .* run fewer steps, or use"
+    ):
+        rounding.check(more, sigma, [trained])
+    rounding.check(more, sigma, [np.asarray(trained, np.float64)])
+
+
+class Quadratic:
+    """1/2 (w - b)^T H (w - b), curvatures from m to L, b between 0.6 and 0.9."""
+
+    def __init__(self, seed, size, low, high):
+        rng = np.random.default_rng(seed)
+        turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        self.hessian = turn @ np.diag(np.linspace(low, high, size)) @ turn.T
+        self.lowest = rng.uniform(0.6, 0.9, size=size)
+
+    def gradient(self, w):
+        return self.hessian @ (w.astype(np.float64) - self.lowest)
+
+
+def before_noise(loss, start, rate, steps, dtype):
+    """Rounded steps from `start`, up to the point that the last step adds its noise to."""
+    w = start.astype(dtype)
+    for step in range(steps):
+        # One rounding for the product and one for the sum, of a gradient without error.
+        move = (-np.float64(dtype(rate)) * loss.gradient(w)).astype(dtype)
+        if step == steps - 1:
+            return w.astype(np.float64) + move.astype(np.float64)
+        w = w + move
+    raise AssertionError("no steps")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 30, 80])
+@pytest.mark.parametrize("size", [1, 40])
+def test_rounded_runs_are_never_farther_apart_than_the_theorem_says(steps, size):
+    low, high, rate = 0.5, 1.5, 0.9
+    for seed in range(6):
+        loss = Quadratic(seed, size, low, high)
+        rng = np.random.default_rng(seed)
+        start = loss.lowest + 0.02 * rng.normal(size=size)
+        near = (start + 10.0 ** -rng.uniform(2, 7) * rng.normal(size=size)).astype(FLOAT32)
+        start = start.astype(FLOAT32)
+        distance = length(start.astype(np.float64) - near.astype(np.float64))
+        m = cu.DescentToDelete(
+            initial_distance=max(distance, 1e-30),
+            learning_rate=rate,
+            strong_convexity=low,
+            smoothness=high,
+            steps=steps,
+        )
+        ends = [before_noise(loss, w, rate, steps, FLOAT32) for w in (start, near)]
+        assert np.max(np.abs(ends)) < 1
+        bound = rounding.distance_before_noise(m, [start])
+        assert length(ends[0] - ends[1]) <= bound
+        exact = [
+            before_noise(loss, w.astype(np.float64), rate, steps, np.float64) for w in (start, near)
+        ]
+        assert length(exact[0] - exact[1]) <= m.final_distance * (1 + 1e-6) + 1e-14
+
+
+def test_rounding_stops_runs_from_coming_as_near_as_exact_steps_would():
+    # 80 steps leave 1e-24 in exact arithmetic; rounded runs stay apart, within the bound.
+    loss, rate = Quadratic(0, 40, 0.5, 1.5), 0.9
+    m = cu.DescentToDelete(
+        initial_distance=1.0, learning_rate=rate, strong_convexity=0.5, smoothness=1.5, steps=80
+    )
+    rng = np.random.default_rng(3)
+    ends = [
+        before_noise(loss, loss.lowest + 0.02 * rng.normal(size=40), rate, 80, FLOAT32)
+        for _ in range(20)
+    ]
+    apart = max(length(x - y) for x in ends for y in ends)
+    assert m.final_distance < 1e-17
+    assert apart > 1e9 * m.final_distance
+    bound = rounding.distance_before_noise(m, [np.full(40, 0.9, FLOAT32)])
+    assert 0.01 * bound < apart <= bound
+
+
+def test_the_bound_is_the_recursion_of_the_theorem():
+    m = cu.DescentToDelete(**DESCENT)  # four steps of factor 0.95
+    leaves = [np.array([-0.75, 0.1], FLOAT32), np.zeros(3), np.array([5.0])]
+    u, h = 2.0**-24, np.array([2.0**-24] * 2 + [2.0**-1022] * 3 + [2.0**-50])
+    step = np.linalg.norm(h)
+    expected = 2.0
+    for errors in (2, 2, 2, 1):
+        expected = (0.95 + 2 * u) * expected + errors * step
+    assert rounding.distance_before_noise(m, leaves) == pytest.approx(expected, rel=1e-14)
+    assert rounding.spacing(leaves[0]) == 2.0**-24
+    grows = cu.RewindToDelete(**REWIND)
+    assert rounding.distance_before_noise(grows, leaves[2:]) > grows.final_distance
+
+
+@pytest.mark.parametrize("m", [cu.DescentToDelete(**DESCENT), cu.RewindToDelete(**REWIND)])
+def test_the_reserve_is_in_every_number(m):
+    share = 1 + base.ROUNDING_SHARE
+    assert share == 1.001
+    counted = cu.OutputPerturbation(init_radius=m.final_distance * share / 2)
+    for options in ({"accountant": "interpolation"}, {}):
+        sigma = cu.noise_scale(m, epsilon=1.0, delta=1e-5, **options)
+        assert sigma == pytest.approx(
+            cu.noise_scale(counted, epsilon=1.0, delta=1e-5, accountant="interpolation"), rel=1e-9
+        )
+    assert cu.accounting.mu(m, noise_scale=2.0) == pytest.approx(m.final_distance * share / 2)
+    assert np.prod(m.contraction) == pytest.approx(np.prod(m.factors) * share)
+
+
+def test_rounding_a_release_to_a_fourth_of_its_noise_adds_a_half_percent_of_variance():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=400_000) * rounding.NOISE_SPACINGS
+    for offset in (0.0, 0.3, 0.5):
+        rounded = np.round(noise + offset)
+        assert np.var(rounded) / np.var(noise) <= 1 + 1 / (12 * 4**2) + 1e-3
+        assert np.mean(rounded) == pytest.approx(np.mean(noise) + offset, abs=3e-3)
+
+
+def plain(**changes):
+    fields = {"init_radius": 1.0, "clip_norm": 1.0, "learning_rate": 0.1, "steps": 2}
+    return cu.GradientClipping(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "sigma", "leaf", "words"),
+    [
+        (plain(), 4.7e-7, np.ones(3, FLOAT32), "noise_scale must be at least 4.77e-07"),
+        (plain(), (1.0, 4.7e-7), np.ones(3, FLOAT32), "got 4.7e-07"),
+        (plain(), 1.0, np.full(3, 1e8, FLOAT32), "noise_scale must be at least 32"),
+        (plain(), 1e-40, np.zeros(3, FLOAT32), "noise_scale must be at least 4.7e-38"),
+        (plain(), 3.5e37, np.ones(3, FLOAT32), "noise_scale must be below 3.4e.37"),
+        (plain(), 1e300, np.ones(3, FLOAT32), "so that no draw overflows, got 1e.300"),
+        (plain(), 1e308, np.ones(3), "noise_scale must be below 1.8e.307"),
+        (plain(), 1.0, np.array([1.0, np.nan], FLOAT32), "params must be finite"),
+        (plain(), 1.0, np.array([np.inf]), "params must be finite"),
+        (plain(), 1.0, jnp.ones(2, jnp.bfloat16), "float32 or float64, got bfloat16"),
+        (
+            cu.DPSGD(
+                clip_norm=1.0,
+                learning_rate=0.1,
+                steps=2,
+                sampling_rate=0.5,
+                batch_size=5,
+                deletions=1,
+            ),
+            1e-8,
+            np.ones(3, FLOAT32),
+            "rounding would swallow",
+        ),
+        (
+            cu.ModelClipping(
+                init_radius=1.0,
+                model_radius=1.0,
+                learning_rate=0.1,
+                steps=2,
+                init_noise_scale=1e-9,
+            ),
+            1.0,
+            np.ones(3, FLOAT32),
+            "got 1e-09",
+        ),
+    ],
+)
+def test_noise_that_numbers_cannot_carry_is_refused(mechanism, sigma, leaf, words):
+    with pytest.raises(ValueError, match=words):
+        rounding.check(mechanism, sigma, [np.zeros(1), leaf])
+
+
+def test_noise_that_numbers_can_carry_passes():
+    rounding.check(plain(), 4.8e-7, [np.ones(3, FLOAT32)])
+    rounding.check(plain(), 1e300, [np.ones(3)])
+    rounding.check(plain(), 3.3e37, [jnp.ones(3), np.zeros((0, 2), FLOAT32)])
+    rounding.check(plain(), 1.0, [])
+    # Only the last step of these has noise.
+    m = cu.DescentToDelete(**DESCENT)
+    rounding.check(m, (1e-30, 1e-30, 1e-30, 1.0), [np.ones(3, FLOAT32)])
+    # A narrow leaf's spacing counts beside a wide one's.
+    wide, narrow = np.ones(3), np.ones(3, FLOAT32)
+    rounding.check(plain(), 1e-12, [wide])
+    with pytest.raises(ValueError, match="float32"):
+        rounding.check(plain(), 1e-12, [wide, narrow])
+
+
+def test_steps_of_factor_zero_leave_nothing_in_reserve():
+    m = cu.DescentToDelete(**DESCENT | {"strong_convexity": 4.0, "learning_rate": 0.25})
+    assert m.final_distance == 0
+    with pytest.raises(ValueError, match="steps=4 leave a distance of 0"):
+        rounding.check(m, 1.0, [np.ones(3)])
