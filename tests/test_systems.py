@@ -159,6 +159,8 @@ def test_the_last_noise_has_its_scale_and_no_other(name):
         mechanism = mechanism.first(1)
     if name == "model":
         mechanism = cu.ModelClipping(**(BALLS | {"steps": 1}))
+    if name == "rewind":  # a distance that the rounding of so many parameters hardly adds to
+        mechanism = dataclasses.replace(mechanism, gradient_bound=20.0)
     released = run(mechanism, {"w": jnp.zeros(20_000)}, loss=no_loss, noise_scale=0.7)
     values = np.asarray(released.params["w"], np.float64)
     for scale, right in ((0.7, True), (0.66, False), (0.74, False)):
