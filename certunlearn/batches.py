@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from scipy import stats
 
-from certunlearn import checks
+from certunlearn import binomial, checks
 from certunlearn.mechanisms import DPSGD
 
-# Chance that a step's Poisson sample is larger than the room for it; see `by_dp_accounting`.
-OVERFLOW = 1e-20
+# What one step's room for a Poisson sample adds to delta at most; see `by_dp_accounting`.
+OVERFLOW = 1e-30
 
 
 def data_size(data: Any, name: str = "retain_data") -> int:
@@ -75,23 +74,37 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
         yield order[position * batch_size : (position + 1) * batch_size]
 
 
-def poisson_capacity(size: int, rate: float) -> int:
-    """Room for a Poisson sample, too little with a chance of `OVERFLOW` at most."""
-    if rate == 1:
-        return size
-    return int(min(size, stats.binom.isf(OVERFLOW, size, rate) + 1))
+def poisson_capacity(
+    size: int, rate: float, deletions: int = 0, microbatch_size: int | None = None
+) -> int:
+    """Room for a Poisson sample: for all, or too little with a chance of `OVERFLOW` at most.
+
+    Args:
+      size: number of examples. Private, and so is the room.
+      rate: chance of each.
+      deletions: how many places to add, for examples of which one run draws none.
+      microbatch_size: what the room must be a multiple of, if not None; it may then exceed `size`.
+
+    >>> poisson_capacity(60_000, 0.01), poisson_capacity(60_000, 0.01, microbatch_size=64)
+    (900, 960)
+    """
+    room = max(1, min(size, binomial.quantile(size, rate, OVERFLOW) + deletions))
+    unit = microbatch_size or 1
+    return -(-room // unit) * unit
 
 
-def poisson_sample(data: Any, key: jax.Array, mechanism: DPSGD) -> tuple[Any, float]:
+def poisson_sample(
+    data: Any, key: jax.Array, mechanism: DPSGD, microbatch_size: int | None = None
+) -> tuple[Any, float]:
     """One step's sample: every example with the sampling rate's chance.
 
     Returns:
       ((examples, taken), factor): as many examples as there is room for, a bool for each, and what
       their mean gradient (zero where not taken) must be multiplied by for the mechanism's update.
-      A sample too large for its room is cut.
+      A sample too large for its room is cut. Places left empty repeat the first example.
     """
     size, rate = data_size(data), mechanism.sampling_rate
-    room = poisson_capacity(size, rate)
+    room = poisson_capacity(size, rate, mechanism.deletions, microbatch_size)
     # Uniform float32 numbers are multiples of 2^-23: a rate that is one has exactly its chance,
     # and a lower rate is as private.
     rounded = math.floor(rate * 2**23) / 2**23

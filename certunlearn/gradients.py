@@ -82,8 +82,40 @@ def clipped_value_and_grad(
     return value_and_grad
 
 
+def sample_value_and_grad(
+    loss_fn: Callable[[Any, Any], Any], clip_norm: Any, microbatch_size: int | None
+) -> Callable[[Any, Any], tuple[tuple[Any, ClipStats], Any]]:
+    """As `clipped_value_and_grad` with examples and stats, for a Poisson sample with empty places.
+
+    The batch of the function returned is (examples, taken), as `batches.poisson_sample` makes it.
+    Its gradient is the mean over all places, of 0 where none was taken; the value and the clipped
+    fraction are of the examples taken only, 0 if nobody was, and none else counts as not finite.
+    """
+
+    def of_place(params: Any, sample: Any) -> Any:
+        examples, taken = sample
+        value = loss_fn(params, examples)
+        # An empty place holds an example all the same. If its gradient is not finite, this one is
+        # NaN, and clipped to zero like any other.
+        return jnp.where(taken[0], value, jnp.zeros_like(value))
+
+    def value_and_grad(params: Any, sample: Any) -> tuple[tuple[Any, ClipStats], Any]:
+        _check_batch(sample, microbatch_size)
+        value, stats, grads = _by_example(
+            of_place, clip_norm, microbatch_size, params, sample, sample[1]
+        )
+        return (value, stats), grads
+
+    return value_and_grad
+
+
 def _by_example(
-    loss_fn: Callable, clip_norm: Any, microbatch_size: int | None, params: Any, batch: Any
+    loss_fn: Callable,
+    clip_norm: Any,
+    microbatch_size: int | None,
+    params: Any,
+    batch: Any,
+    taken: Any = True,
 ) -> tuple[jax.Array, ClipStats, Any]:
     def flags(grads: Any) -> tuple[jax.Array, jax.Array]:
         return norms.clip_tree(grads, clip_norm)[1:]
@@ -98,11 +130,14 @@ def _by_example(
     clipped, nonfinite = each.metrics
     # The mean of vectors in the ball is in the ball, but for rounding.
     grads = norms.clip_tree(grads, clip_norm).tree
-    counted = jnp.isfinite(each.values) & ~nonfinite
+    taken = jnp.broadcast_to(taken, nonfinite.shape)
+    counted = jnp.isfinite(each.values) & ~nonfinite & taken
     total = jnp.sum(jnp.where(counted, each.values, 0))
     value = total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
-    stats = ClipStats(jnp.mean(clipped, dtype=jnp.float32), jnp.sum(nonfinite, dtype=jnp.int32))
-    return value, stats, grads
+    share = jnp.sum(clipped & taken, dtype=jnp.float32) / jnp.maximum(
+        jnp.sum(taken, dtype=jnp.float32), 1
+    )
+    return value, ClipStats(share, jnp.sum(nonfinite & taken, dtype=jnp.int32)), grads
 
 
 def _by_batch(

@@ -64,12 +64,14 @@ def noisy_steps(
         def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
             leaves, opt_state = carry
             before = _counts(opt_state)
-            loss_of, factor = loss_fn, 1.0
+            factor = 1.0
             if isinstance(mechanism, DPSGD):
                 batch, factor = batches.poisson_sample(
-                    data, jax.random.fold_in(keys.as_key(order), step + offset), mechanism
+                    data,
+                    jax.random.fold_in(keys.as_key(order), step + offset),
+                    mechanism,
+                    microbatch_size,
                 )
-                loss_of = _weighted(loss_fn)
             else:
                 batch = batch_at(data, order, position + offset, batch_size)
             if per_example:
@@ -77,15 +79,20 @@ def noisy_steps(
                 limit = mechanism.clip_norm
                 if isinstance(limit, tuple):
                     limit = clip_norm[step + offset]
-                value_and_grad = gradients.clipped_value_and_grad(
-                    loss_of, limit, microbatch_size=microbatch_size, with_stats=True
-                )
+                if isinstance(mechanism, DPSGD):
+                    value_and_grad = gradients.sample_value_and_grad(
+                        loss_fn, limit, microbatch_size
+                    )
+                else:
+                    value_and_grad = gradients.clipped_value_and_grad(
+                        loss_fn, limit, microbatch_size=microbatch_size, with_stats=True
+                    )
                 (loss, stats), grads = value_and_grad(leaves, batch)
                 grads = jax.tree.map(lambda g: factor * g, grads)
             else:
                 loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
             updates, opt_state = optax.with_extra_args_support(tx).update(
-                grads, opt_state, leaves, **_asked_for(loss_of, loss, grads, batch)
+                grads, opt_state, leaves, **_asked_for(loss_fn, loss, grads, batch)
             )
             leaves = optax.apply_updates(leaves, updates)
             after = _counts(opt_state)
@@ -106,16 +113,6 @@ def noisy_steps(
         return jax.lax.scan(one, carry, jnp.arange(count), unroll=not rolled())
 
     return run
-
-
-def _weighted(loss_fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
-    """The loss of one example of a sample: nothing where a place was left empty."""
-
-    def loss(leaves: list[jax.Array], batch: Any) -> jax.Array:
-        examples, taken = batch
-        return jnp.where(taken[0], loss_fn(leaves, examples), 0.0)
-
-    return loss
 
 
 def calls(

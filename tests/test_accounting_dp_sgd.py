@@ -69,7 +69,7 @@ def test_one_step_is_the_true_divergence_from_above(sigma, rate, deletions):
 def test_each_direction_of_one_step():
     loss = np.array([-0.5, -0.1, 0.0, 0.05, 1.0, 4.0])
     log_weight = stats.binom.logpmf([1, 2], 2, 0.3)
-    remove, add = dp_sgd._profiles(loss, 0.8, log_weight, 2 * math.log1p(-0.3))
+    remove, add = dp_sgd._profiles(loss, 0.8, log_weight, 2 * math.log1p(-0.3), 0.0)
     for i, epsilon in enumerate(loss):
         assert remove[i] == pytest.approx(true_divergences(0.8, 0.3, 2, epsilon)[0], abs=1e-9)
         assert add[i] == pytest.approx(true_divergences(0.8, 0.3, 2, -epsilon)[1], abs=1e-9)

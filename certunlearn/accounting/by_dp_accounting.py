@@ -1,8 +1,19 @@
-"""The accountant `"dp-accounting"`: group privacy of differentially private training.
+"""The accountant `"dp-accounting"`: differentially private training, with samples that are cut.
 
-A sample that is too large for its room is cut, with a chance of `batches.OVERFLOW` = o in each of T
-steps, with the forget set as without. Either run's law is then T o away, in total variation, from
-that of a training without the cut, which adds (1 + e^epsilon) T o to delta.
+A step has room for so many examples, and cuts a sample that is larger (`batches.poisson_sample`).
+That adds T o to delta at every epsilon, o = `batches.OVERFLOW`, whatever the number n of examples:
+
+Compare n examples with the n - j that are left without j <= k of them, and call S the sample of
+those that both have: a Binomial(n - j, q) number of them, with the same law in both runs, whatever
+the past. With room(n) for n examples, and room(n - j) for n - j, neither run cuts while
+|S| <= min(room(n) - k, room(n - j)). `batches.poisson_capacity` sees to it that room(m) is m, where
+nothing is ever cut, or has P(Binomial(m, q) > room(m) - k) <= o. So |S| is beyond with a chance of
+o at most (the larger of two such chances, as both are of the kind "|S| is large").
+
+Given S, a step that does not cut is dominated by the pair of `dp_sgd`, and one that cuts by the
+pair of all or nothing. Divergences are jointly convex, so a step is dominated by the pair that is
+all or nothing with chance o, and that of `dp_sgd` otherwise; T steps by the T-fold products (Zhu,
+Dong & Wang 2022, Theorem 10), which are at most 1 - (1 - o)^T <= T o further apart than without.
 """
 
 import math
@@ -14,7 +25,6 @@ from certunlearn import batches, checks
 from certunlearn.accounting import dp_sgd
 from certunlearn.mechanisms import DPSGD
 
-_ROOM = 1e-6  # share of delta that is kept for it
 _POINTS = 12  # of a curve that are worked out
 
 
@@ -26,29 +36,29 @@ def refusal(mechanism: Any) -> str | None:
 
 
 def epsilon(mechanism: DPSGD, scale: checks.PerStep, delta: float) -> float:
-    """See `certunlearn.epsilon`."""
-    found = dp_sgd.epsilon(*_run(mechanism, scale), delta * (1 - _ROOM))
-    return found if _cut(mechanism, found) <= _ROOM * delta else math.inf
+    """See `certunlearn.epsilon`; infinity where delta is all for samples that are cut."""
+    left = delta - _cut(mechanism)
+    return dp_sgd.epsilon(*_run(mechanism, scale), left) if left > 0 else math.inf
 
 
 def delta(mechanism: DPSGD, scale: checks.PerStep, epsilon: float) -> float:
     """See `certunlearn.delta`."""
-    return min(1.0, dp_sgd.delta(*_run(mechanism, scale), epsilon) + _cut(mechanism, epsilon))
+    return min(1.0, dp_sgd.delta(*_run(mechanism, scale), epsilon) + _cut(mechanism))
 
 
 def noise_scale(mechanism: DPSGD, epsilon: float, delta: float, progress: bool) -> float:
     """See `certunlearn.noise_scale`."""
     del progress
+    left = delta - _cut(mechanism)
+    if left <= 0:
+        raise ValueError(
+            f"delta must be above {_cut(mechanism):g} for DPSGD with {mechanism.steps} steps, "
+            f"which is what samples that are too large for their room may cost, got {delta!r}"
+        )
     multiplier = dp_sgd.noise_multiplier(
-        mechanism.sampling_rate,
-        mechanism.steps,
-        mechanism.deletions,
-        epsilon,
-        delta * (1 - _ROOM),
+        mechanism.sampling_rate, mechanism.steps, mechanism.deletions, epsilon, left
     )
-    if _cut(mechanism, epsilon) > _ROOM * delta:
-        raise ValueError(f"epsilon={epsilon!r} is too large for DPSGD at delta={delta!r}")
-    # A hair of room for the way back to a multiplier.
+    # Rounded up, as the way back to a multiplier rounds.
     return mechanism.noise_scale(multiplier) * (1 + 1e-12)
 
 
@@ -65,11 +75,9 @@ def epsilon_curve(mechanism: DPSGD, scale: checks.PerStep, delta: float) -> np.n
     return np.maximum.accumulate(curve)
 
 
-def _cut(mechanism: DPSGD, epsilon: float) -> float:
-    """What cut samples add to delta."""
-    if mechanism.sampling_rate == 1:
-        return 0.0
-    return (1 + math.exp(min(epsilon, 700.0))) * mechanism.steps * batches.OVERFLOW
+def _cut(mechanism: DPSGD) -> float:
+    """What samples that are cut add to delta."""
+    return 0.0 if mechanism.sampling_rate == 1 else mechanism.steps * batches.OVERFLOW
 
 
 def _run(mechanism: DPSGD, scale: checks.PerStep) -> tuple[float, float, int, int]:

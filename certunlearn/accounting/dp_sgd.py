@@ -22,10 +22,24 @@ e^a P(M_{j+1} in E) + delta_1(a). Applied k times,
 
 and from M_k to M_0 alike; the sum is (e^epsilon - 1) / (e^{epsilon / k} - 1), or k at epsilon = 0.
 
-**Numbers.** The hockey-stick divergences of P and Q, in both directions, are computed on a grid of
-privacy losses of at most 1e-4 and a tenth of one step's standard deviation (coarser where that
-would take more than 2^18 cells). dp_accounting connects the dots, which errs upwards, composes by
-FFT and takes the larger direction. What the FFT may lose is added to delta.
+**Numbers.** The least of three bounds, each sound by itself:
+
+- *Tables.* The hockey-stick divergences of P and Q, in both directions, are computed on a grid of
+  privacy losses of at most 1e-4 and a tenth of one step's standard deviation (coarser where that
+  would take more than 2^18 cells). dp_accounting connects the dots, which errs upwards, composes by
+  FFT and takes the larger direction. What the FFT may lose, 1e-15 for every step, is added to
+  delta: the tightest bound, but not for a delta below that. Draws beyond a chance of 1e-21 are left
+  out of P, and that chance is added to its divergence from Q; Q's from P only grows by it.
+- *Renyi divergences*, at any delta: see `renyi`.
+- *Told who is drawn.* Whoever is told which of the k are drawn in which step sees two Gaussians,
+  and to be told only helps: with i_t drawn in step t they are sqrt(sum_t i_t^2) / noise_multiplier
+  apart, where sum_t i_t^2 <= min(k N, k^2 T) for the number N of all draws, Binomial(k T, q). So
+
+      delta(epsilon) <= E_N[g(N)],   g(N) = delta of N(0, 1) against N(mu_N, 1).
+
+  g increases, so for any whole numbers e_0 < ... < e_m = k T this is at most g(e_0) plus the sum of
+  P(N > e_j) (g(e_{j+1}) - g(e_j)), all of them positive. Good where the noise is so small that draws
+  show, and never worse than everyone in every step, e_0 = k T, which is exact at q = 1.
 """
 
 import math
@@ -36,11 +50,16 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special, stats
 
-from certunlearn import checks
-from certunlearn.accounting import gaussian
+from certunlearn import binomial, checks
+from certunlearn.accounting import gaussian, renyi
 
 _INTERVAL = 1e-4
 _MOST_CELLS = 2**18
+_MOST_TERMS = 2**24  # cells times draws
+_MOST_DRAWN = 1000  # in a step, of the k
+_MOST_STEPS = 1_000_000  # composing takes seconds there, and loses 1e-9 of delta
+_WIDEST = 500.0  # of a cell: e^width must be within float64
+_UNSEEN = 1e-21  # chance of so many draws in a step that tables leave them out
 _TAIL = 9.5  # in standard deviations: 1e-21 lies beyond
 # Of delta and for each step: 1e-14 in all was seen to be lost at 10,000 steps.
 _FFT_LOSS = 1e-15
@@ -92,13 +111,14 @@ def epsilon(
     """
     run = _checked(noise_multiplier, sampling_rate, steps, deletions)
     target = checks.open_unit("delta", delta)
-    sigma, rate, steps, deletions = run
-    # Everyone in every step is the worst case, and has digits where the composition has none.
-    full = float(gaussian.epsilon(deletions * math.sqrt(steps) / sigma, target))
-    left = target - _FFT_LOSS * (steps + 10)
-    if rate == 1 or left <= 0 or sigma < _LEAST:
-        return full
-    return min(full, float(_losses(*run).get_epsilon_for_delta(left)) * (1 + 1e-9))
+    everyone = float(gaussian.epsilon(_everyone(*run), target))
+    if run[1] == 1:
+        return everyone
+    found = min(everyone, renyi.epsilon(*run, target))
+    left = target - _fft_loss(run[2])
+    if left > 0 and (losses := _losses(*run)) is not None:
+        found = min(found, _table_epsilon(losses, left))
+    return _least(lambda e: _told(*run, e), target, found)
 
 
 def noise_multiplier(
@@ -152,16 +172,76 @@ def group_delta(profile: Callable[[float], float], deletions: int, epsilon: floa
 
 @lru_cache(maxsize=1024)
 def _delta(sigma: float, rate: float, steps: int, deletions: int, epsilon: float) -> float:
-    full = float(gaussian.delta(epsilon, deletions * math.sqrt(steps) / sigma))
-    if rate == 1 or sigma < _LEAST:  # losses in the thousands: not for tables
-        return full
-    found = float(_losses(sigma, rate, steps, deletions).get_delta_for_epsilon(epsilon))
-    return min(full, max(found, 0.0) + _FFT_LOSS * (steps + 10))
+    run = sigma, rate, steps, deletions
+    everyone = float(gaussian.delta(epsilon, _everyone(*run)))
+    if rate == 1:
+        return everyone
+    found = min(everyone, _told(*run, epsilon), renyi.delta(*run, epsilon))
+    if found > _fft_loss(steps) and (losses := _losses(*run)) is not None:
+        tabled = float(losses.get_delta_for_epsilon(epsilon))
+        found = min(found, max(tabled, 0.0) + _fft_loss(steps))
+    return found
+
+
+def _everyone(sigma: float, rate: float, steps: int, deletions: int) -> float:
+    """mu if everyone is in every step."""
+    del rate
+    return deletions * math.sqrt(steps) / sigma
+
+
+def _fft_loss(steps: int) -> float:
+    return _FFT_LOSS * (steps + 10)
+
+
+def _told(sigma: float, rate: float, steps: int, deletions: int, epsilon: float) -> float:
+    """The bound that tells who is drawn."""
+    edges, beyond = _draws(deletions * steps, rate)
+    apart = np.sqrt(np.minimum(deletions * edges, float(deletions) ** 2 * steps)) / sigma
+    gain = np.exp(gaussian.log_delta(epsilon, apart))
+    rise = np.maximum(np.diff(gain), 0)
+    return min(1.0, float(gain[0] + np.sum(rise * beyond)) * (1 + 1e-9))
+
+
+@lru_cache(maxsize=16)
+def _draws(most: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of draws out of `most`, and the chance of more than each but the last, `most`."""
+    mean, spread = most * rate, math.sqrt(most * rate * (1 - rate))
+    low, high = max(0.0, mean - 12 * spread - 1), min(float(most), mean + 45 * spread + 300)
+    edges = np.unique(np.append(np.floor(np.linspace(low, high, 1000)), most))
+    return edges, stats.binom.sf(edges[:-1], most, rate) * (1 + 1e-9)
+
+
+def _table_epsilon(losses: Any, target: float) -> float:
+    """Epsilon of dp_accounting's distribution at delta = `target`."""
+    found = float(losses.get_epsilon_for_delta(target))
+    if 600 < found < math.inf:
+        # It took e^-epsilon for 0, which rounds epsilon up to a point of its grid.
+        found = _least(lambda e: float(losses.get_delta_for_epsilon(e)), target, found)
+    return found * (1 + 1e-9)
+
+
+def _least(delta_at: Callable[[float], float], target: float, high: float) -> float:
+    """The least epsilon, but for rounding up, at which delta is at most `target`; or `high`."""
+    if not (math.isfinite(high) and delta_at(high) <= target):
+        return high
+    if delta_at(0.0) <= target:
+        return 0.0
+    low = 0.0
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2
+        if delta_at(middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 @lru_cache(maxsize=4)
 def _losses(sigma: float, rate: float, steps: int, deletions: int) -> Any:
-    """dp_accounting's distribution of the privacy losses of all steps, in both directions."""
+    """dp_accounting's distribution of the privacy losses of all steps, in both directions.
+
+    None where a table would be too large, or its cells too wide.
+    """
     try:
         from dp_accounting.pld import pld_pmf, privacy_loss_distribution
     except ModuleNotFoundError as error:
@@ -169,18 +249,22 @@ def _losses(sigma: float, rate: float, steps: int, deletions: int) -> Any:
             'sampling_rate below 1 needs dp_accounting: pip install "certunlearn[dp]"',
             name="dp_accounting",
         ) from error
-    count = np.arange(1, deletions + 1)
-    log_weight = stats.binom.logpmf(count, deletions, rate)
-    most = int(np.sum(stats.binom.sf(count, deletions, rate) > 1e-21)) + 1
+    most = max(1, binomial.quantile(deletions, rate, _UNSEEN))
+    if sigma < _LEAST or most > _MOST_DRAWN or steps > _MOST_STEPS:
+        return None
+    unseen = float(stats.binom.sf(most, deletions, rate)) * (1 + 1e-9)
+    log_weight = stats.binom.logpmf(np.arange(1, most + 1), deletions, rate)
     x = np.linspace(-_TAIL * sigma, most + _TAIL * sigma, 4001)
     log_none = deletions * math.log1p(-rate)
     loss = np.logaddexp(log_none, _log_some(x, sigma, log_weight)[0])
     log_density = stats.norm.logpdf(x, scale=sigma) + np.maximum(loss, 0)
     spread = math.sqrt(np.sum(loss**2 * np.exp(log_density)) * (x[1] - x[0]))
     width = loss[-1] - loss[0] + 20 * math.sqrt(steps) * spread
-    step = max(min(_INTERVAL, spread / 10), width / _MOST_CELLS)
+    step = max(min(_INTERVAL, spread / 10), width / min(_MOST_CELLS, _MOST_TERMS // most))
+    if step > _WIDEST:
+        return None
     low, high = math.floor(loss[0] / step), math.ceil(loss[-1] / step)
-    remove, add = _profiles(np.arange(low, high + 1) * step, sigma, log_weight, log_none)
+    remove, add = _profiles(np.arange(low, high + 1) * step, sigma, log_weight, log_none, unseen)
     connect = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap
     pair = connect(step, low, high, remove), connect(step, -high, -low, add[::-1])
     return privacy_loss_distribution.PrivacyLossDistribution(*pair).self_compose(steps)
@@ -197,7 +281,7 @@ def _log_some(x: np.ndarray, sigma: float, log_weight: np.ndarray) -> tuple[np.n
 
 
 def _profiles(
-    loss: np.ndarray, sigma: float, log_weight: np.ndarray, log_none: float
+    loss: np.ndarray, sigma: float, log_weight: np.ndarray, log_none: float, unseen: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divergences of P from Q at epsilon = loss, and of Q from P at epsilon = -loss."""
     # The draws of nobody, the same in P and Q, are subtracted beforehand: what is left is as small
@@ -215,7 +299,7 @@ def _profiles(
             break
     remove, add = -np.expm1(np.minimum(loss, 0)), np.zeros_like(loss)
     loss = loss[open_]
-    above = -np.exp(level + special.log_ndtr(-x / sigma))  # P - e^loss Q beyond x, and
+    above = unseen - np.exp(level + special.log_ndtr(-x / sigma))  # P - e^loss Q beyond x, and
     below = np.exp(level - loss + special.log_ndtr(x / sigma))  # Q - e^-loss P before it
     for i, w in enumerate(log_weight.tolist(), start=1):
         above += np.exp(w + special.log_ndtr((i - x) / sigma))
