@@ -1,0 +1,76 @@
+"""What JAX says about values inside `shard_map` and `pmap`: pieces of one array, or copies."""
+
+import sys
+from typing import Any
+
+import jax
+
+# The axis of a `pmap` without an axis name.
+_PMAP_AXIS = "_internal_pmap_axis_name"
+
+
+def pieces_axes(*values: Any) -> tuple[str, ...]:
+    """The mesh axes over which values inside `shard_map` differ: each device holds its own piece.
+
+    Args:
+      *values: arrays that belong together, such as a parameter and its update.
+
+    Returns:
+      Names in the mesh's order; none outside of `shard_map`.
+
+    Raises:
+      ValueError: inside `shard_map(check_vma=False)`, where JAX does not keep track; or if a value
+        is a sum that was not carried out yet.
+    """
+    check_tracked()
+    named: set[str] = set()
+    for value in values:
+        aval = jax.typeof(value)
+        # JAX 0.8 has it in `vma`, later ones in `manual_axis_type`.
+        kind = getattr(aval, "manual_axis_type", None)
+        if getattr(kind, "unreduced", None):
+            raise ValueError("values must be summed over the mesh before they come here, got a sum")
+        named |= set(getattr(aval, "vma", ()) if kind is None else kind.varying)
+    return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
+
+
+def check_tracked() -> None:
+    """Raises ValueError inside a `shard_map` that does not tell pieces from copies."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = tuple(mesh.manual_axes)
+    if not manual or manual == (_PMAP_AXIS,) or _tracks(mesh, manual) or _directly_in_pmap(manual):
+        return
+    raise ValueError(
+        f"check_vma must be True in the shard_map over {manual}: otherwise JAX does not say "
+        "whether arrays are pieces of one (one clip, independent noise) or copies (equal noise). "
+        "Inside pmap, call the optimizer directly, not inside a further jit"
+    )
+
+
+def _tracks(mesh: Any, manual: tuple[str, ...]) -> bool:
+    """Whether a device's own number counts as differing, as it does if JAX keeps track."""
+    large = [name for name in manual if mesh.shape[name] > 1]
+    if not large:
+        return True
+    aval = jax.typeof(jax.lax.axis_index(large[0]))
+    kind = getattr(aval, "manual_axis_type", aval)
+    return bool(getattr(kind, "varying", getattr(kind, "vma", ())))
+
+
+def _directly_in_pmap(manual: tuple[str, ...]) -> bool:
+    """Whether the innermost traced function is that of a `pmap`, whose arrays are copies.
+
+    A function that is jitted by itself may be traced here once and used elsewhere, so it does not
+    count.
+    """
+    if len(manual) != 1:
+        return False
+    frame: Any = sys._getframe()
+    while frame is not None:
+        place = frame.f_code.co_filename.replace("\\", "/")
+        if place.endswith("jax/_src/pjit.py"):
+            return False
+        if place.endswith("jax/_src/pmap.py"):
+            return True
+        frame = frame.f_back
+    return False
