@@ -41,7 +41,8 @@ def finetuning(value: Any) -> tuple[optax.GradientTransformation | None, int]:
     if value is None:
         return None, 0
     if not (isinstance(value, tuple) and len(value) == 2):
-        raise TypeError(f"finetune must be (Optax optimizer, steps) or None, got {_kind(value)}")
+        found = f"{len(value)} values" if isinstance(value, tuple) else _kind(value)
+        raise TypeError(f"finetune must be (Optax optimizer, steps) or None, got {found}")
     transform("the first of finetune", value[0])
     return value[0], checks.positive_int("finetune steps", value[1])
 
@@ -141,9 +142,12 @@ def _array(where: str, leaf: Any, keys: bool) -> jax.Array:
     try:
         host = np.asarray(leaf)
         host = host.astype(host.dtype.newbyteorder("="), copy=False)
-        target = jax.dtypes.canonicalize_dtype(host.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{where} cannot be made an array of numbers: {error}") from error
+    try:
+        target = jnp.asarray(np.zeros(0, host.dtype)).dtype
+    except TypeError as error:
+        raise TypeError(f"{where} must hold numbers, got dtype {host.dtype}") from error
     if not (jnp.issubdtype(target, np.number) or target == np.bool_):
         raise TypeError(f"{where} must hold numbers, got dtype {host.dtype}")
     if target != host.dtype:

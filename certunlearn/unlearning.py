@@ -111,6 +111,7 @@ def unlearn(
         hold anything made from the trained model: see Guarantee.
       per_example: clip each example's gradient and average, instead of the batch gradient.
       microbatch_size: with `per_example`, examples handled at a time; must divide `batch_size`.
+        With `DPSGD` any number: the room for a step's sample is rounded up to it.
       before_clip: Optax transform ahead of the clip, such as `optax.scale_by_adam()`; needs a
         mechanism with `memoryless=False`. Its state starts fresh and is discarded. It gets what
         fine-tuning optimizers get.
@@ -223,6 +224,8 @@ def unlearn(
             seen = jax.device_get(noisy.stats)
             none = [np.zeros(0, np.float32)]
             done = noisy.step == mechanism.steps and len(tuning_losses) == run.finetune_steps
+            if done and interrupted():
+                warnings.warn("interrupted: the run was complete by then", stacklevel=2)
             history = PrivateHistory(
                 losses=np.concatenate(none + [numbers.loss for numbers in seen]),
                 clip_fractions=np.concatenate(none + [numbers.clip_fraction for numbers in seen]),

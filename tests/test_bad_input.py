@@ -53,6 +53,7 @@ ODD = {
         TypeError,
         r"\['x'\] must hold numbers|\['x'\] cannot be made",
     ),
+    "long doubles": (data(Y.astype(np.longdouble)), TypeError, r"\['x'\] must hold numbers"),
     "a frame": (data(pd.DataFrame(X)), TypeError, r"\['x'\] must .* DataFrame.*to_numpy"),
     "a record": (
         data(np.zeros(24, [("a", float)])),
