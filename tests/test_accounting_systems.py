@@ -273,9 +273,7 @@ def test_the_curve_of_private_training_is_never_below_epsilon():
         clip_norm=1.0, learning_rate=1.0, steps=60, sampling_rate=1.0, batch_size=20, deletions=2
     )
     curve = cu.epsilon_curve(m, noise_scale=1.0, delta=1e-5)
-    exact_curve = [
-        float(gaussian.epsilon(2 * math.sqrt(t) / 20, 1e-5)) for t in range(61)
-    ]
+    exact_curve = [float(gaussian.epsilon(2 * math.sqrt(t) / 20, 1e-5)) for t in range(61)]
     assert curve.shape == (61,)
     assert curve[0] == 0
     assert np.all(curve >= np.array(exact_curve) * (1 - 1e-12))

@@ -326,15 +326,6 @@ def test_poisson_samples_take_each_example_with_its_chance():
     assert np.var(sizes) == pytest.approx(50 * 0.16, rel=0.15)
 
 
-@pytest.mark.parametrize("rate", [1e-4, 0.2, 0.999, 1.0])
-def test_there_is_room_for_any_sample(rate):
-    room = batches.poisson_capacity(1000, rate)
-    assert room <= 1000
-    if room < 1000:
-        assert scipy.stats.binom.sf(room, 1000, rate) <= batches.OVERFLOW
-        assert scipy.stats.binom.sf(room - 3, 1000, rate) > batches.OVERFLOW
-
-
 def dp_steps(count, data, mechanism=SYSTEMS["dp"], params=PARAMS, loss=loss_fn):
     """Parameters after some steps with hardly any noise, which no certificate would stand for."""
     leaves, treedef = jax.tree.flatten(params)

@@ -38,8 +38,8 @@ and from M_k to M_0 alike; the sum is (e^epsilon - 1) / (e^{epsilon / k} - 1), o
       delta(epsilon) <= E_N[g(N)],   g(N) = delta of N(0, 1) against N(mu_N, 1).
 
   g increases, so for any whole numbers e_0 < ... < e_m = k T this is at most g(e_0) plus the sum of
-  P(N > e_j) (g(e_{j+1}) - g(e_j)), all of them positive. Good where the noise is so small that draws
-  show, and never worse than everyone in every step, e_0 = k T, which is exact at q = 1.
+  P(N > e_j) (g(e_{j+1}) - g(e_j)), all of them positive. Good where the noise is so small that
+  draws show, and never worse than everyone in every step, which is exact at q = 1.
 """
 
 import math

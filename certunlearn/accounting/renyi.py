@@ -24,8 +24,9 @@ As E_Q[f] = 1, with p = 1 - a,
 
 convex in f with its least value at f = 1. f increases with x, so on a cell of a grid g(f) is at
 most the larger of its values at the two ends, and so is the density of Q if 0 is in the grid: their
-product times the cell's length, summed, is not below. Left of the grid g is at most g(w_0); right
-of it, where f > 1, at most (a - 1) (f - 1), whose expectation is at most (a - 1) P(right of it).
+product times the cell's length, summed, is not below. Left of the grid, where f < 1, g is at most
+g(w_0), and at most f^p, which is at most the p-th power of f's last term; right of it, where f > 1,
+at most (a - 1) (f - 1), whose expectation is at most (a - 1) P(right of it).
 
 **Rounding.** Every exponent of A is raised by more than its rounding, and B - 1 by 1e-9 of itself,
 a million times its own. Gaussian tails and exponentials do the rest in logarithms.
@@ -71,9 +72,7 @@ def epsilon(sigma: float, rate: float, steps: int, deletions: int, delta: float)
     return best * (1 + 1e-12)
 
 
-def _moments(
-    sigma: float, rate: float, steps: int, deletions: int
-) -> Iterator[tuple[int, float]]:
+def _moments(sigma: float, rate: float, steps: int, deletions: int) -> Iterator[tuple[int, float]]:
     """Orders with `steps` times their log-moments, as long as they are affordable."""
     for order in _orders():
         moment = log_moment(sigma, rate, deletions, order)
@@ -124,9 +123,7 @@ def _terms(x: np.ndarray, sigma: float, rate: float, deletions: int) -> Iterator
 
 
 @lru_cache(maxsize=8)
-def _table(
-    sigma: float, rate: float, deletions: int, points: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _table(sigma: float, rate: float, deletions: int, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Points sigma / 2 apart from -12 sigma on, and log f there."""
     x = np.arange(points) * (sigma / 2) - _SIDES * sigma
     total = np.full(points, -np.inf)
@@ -136,9 +133,7 @@ def _table(
 
 
 @lru_cache(maxsize=2)
-def _cells(
-    sigma: float, rate: float, deletions: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cells(sigma: float, rate: float, deletions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ends of cells, f - 1 there (infinity where it is beyond float64), and log f."""
     x = np.concatenate(
         [
@@ -163,11 +158,20 @@ def _backward(sigma: float, rate: float, deletions: int, order: int) -> float:
     log_density = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
     parts = np.maximum(log_gain[1:], log_gain[:-1]) + np.log(np.diff(x))
     parts = parts + np.maximum(log_density[1:], log_density[:-1])
-    log_none = np.array([deletions * math.log1p(-rate)])
-    left = _log_gain(1 - order, np.expm1(log_none), log_none)[0] + special.log_ndtr(-_SIDES)
+    left = _left(sigma, rate, deletions, order)
     right = math.log(order - 1) + special.log_ndtr(-_SIDES)
     with np.errstate(over="ignore"):
         return float(np.exp(special.logsumexp([*parts, left, right]))) * (1 + 1e-9)
+
+
+def _left(sigma: float, rate: float, deletions: int, order: int) -> float:
+    """The logarithm of what lies left of the cells, from above."""
+    log_none = np.array([deletions * math.log1p(-rate)])
+    nobody = _log_gain(1 - order, np.expm1(log_none), log_none)[0] + special.log_ndtr(-_SIDES)
+    # f is not below its last term either, whose power makes another Gaussian of Q's.
+    shift = (order - 1) * deletions / sigma
+    weight = deletions * (1 - order) * math.log(rate) + shift**2 * order / (2 * (order - 1))
+    return float(min(nobody, weight + special.log_ndtr(shift - _SIDES)))
 
 
 def _log_gain(power: int, excess: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
