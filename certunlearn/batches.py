@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from certunlearn import binomial, checks
+from certunlearn import binomial, checks, keys
 from certunlearn.mechanisms import DPSGD
 
 # What one step's room for a Poisson sample adds to delta at most; see `by_dp_accounting`.
@@ -62,10 +62,19 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
     Yields:
       int32 `[batch_size]` index arrays, `steps` of them.
 
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if a number is out of range, or the batch larger than the data.
+
     >>> [b.shape for b in batch_indices(jax.random.key(0), size=10, batch_size=4, steps=3)]
     [(4,), (4,), (4,)]
     """
-    batch_size = check_batch_size(batch_size, size)
+    key, size = keys.as_key(key), checks.positive_int("size", size)
+    batch_size, steps = check_batch_size(batch_size, size), checks.positive_int("steps", steps)
+    return _batch_indices(key, size, batch_size, steps)  # so that the checks come with the call
+
+
+def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
     per_epoch = size // batch_size
     for step in range(steps):
         epoch, position = divmod(step, per_epoch)

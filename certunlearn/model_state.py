@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import batches, checks
+from certunlearn import batches, checks, inputs
 
 _TRAIN_STATE_FIELDS = {"step", "apply_fn", "params", "tx", "opt_state"}
 
@@ -78,6 +78,7 @@ def recompute_statistics(
       The recomputed state.
 
     Raises:
+      TypeError: if an argument is not of the right kind.
       ValueError: if the data is empty or the batch larger than the data.
 
     Guarantee:
@@ -90,6 +91,8 @@ def recompute_statistics(
     >>> print(f"{recompute_statistics(average, 0.0, data, batch_size=8):.4f}")
     3.5000
     """
+    inputs.function("update", update, "f(state, batch) -> state")
+    retain_data = inputs.arrays("retain_data", retain_data, keys=True)
     size = batches.data_size(retain_data)
     count = size // batches.check_batch_size(batch_size, size)
     passes = -(-500 // count) if passes is None else checks.positive_int("passes", passes)
@@ -109,9 +112,7 @@ def _is_train_state(model: Any) -> bool:
 
 
 def _check(kind: str, state: dict[str, Any], recompute_state: Callable[..., Any] | None) -> None:
-    found = [
-        name for name, value in state.items() if not all(map(_is_key, jax.tree.leaves(value)))
-    ]
+    found = [name for name, value in state.items() if not all(map(_is_key, jax.tree.leaves(value)))]
     if found and recompute_state is None:
         raise ValueError(
             f"params is a {kind} that carries state besides parameters ({', '.join(found)}), "

@@ -30,6 +30,23 @@ def test_batch_larger_than_data_is_refused():
         batches.check_batch_size(4, 3)
 
 
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"key": 3}, TypeError, "key must be"),
+        ({"size": "12"}, TypeError, "size must be a whole number"),
+        ({"size": 0}, ValueError, "size must be at least 1"),
+        ({"batch_size": 13}, ValueError, "batch_size must be at most"),
+        ({"steps": 1.5}, TypeError, "steps must be a whole number"),
+    ],
+)
+def test_odd_arguments_are_refused_by_the_call(change, kind, words):
+    with pytest.raises(kind, match=words):
+        batches.batch_indices(
+            **{"key": jax.random.key(0), "size": 12, "batch_size": 4, "steps": 2} | change
+        )
+
+
 def test_system_keys_are_64_bit_and_never_alike():
     drawn = [keys.system_keys() for _ in range(20)]
     words = np.array([[jax.random.key_data(k) for k in keyset] for keyset in drawn])

@@ -122,3 +122,12 @@ def test_a_failing_recomputation_does_not_lose_the_run():
         result = run(recompute_state=fail)
     assert result.model_state is None
     assert cu.verify(result.certificate, result.params)
+
+
+def test_statistics_are_recomputed_from_arrays_only():
+    average = lambda state, batch: 0.5 * state + 0.5 * batch.mean()  # noqa: E731
+    for data in (iter([jnp.ones(3)]), "data.npz", np.ma.ones(3)):
+        with pytest.raises(TypeError, match="retain_data must"):
+            cu.recompute_statistics(average, 0.0, data, batch_size=1)
+    with pytest.raises(TypeError, match="update must be a function"):
+        cu.recompute_statistics(None, 0.0, jnp.ones(3), batch_size=1)

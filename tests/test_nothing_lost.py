@@ -171,6 +171,16 @@ def test_a_signal_during_fine_tuning_ends_it_and_says_so(at, tuned, whole):
     assert same(run(resume=result.history.state, **TUNED).params, whole.params)
 
 
+def test_a_signal_after_the_last_step_does_no_more_than_warn(whole):
+    with (
+        handler(signal.SIGTERM, signal.SIG_DFL),
+        pytest.warns(UserWarning, match="the run was complete by then"),
+    ):
+        result = run(evaluate=pressing(signal.SIGTERM, 9), evaluate_every=1, **TUNED)
+    assert same(result.params, whole.params)
+    assert result.history.state is None
+
+
 @pytest.mark.parametrize("at", [3, 6, 7])
 def test_a_second_signal_interrupts_and_the_state_is_there(at, whole):
     with (
