@@ -31,15 +31,22 @@ max(2, c), as rate * smoothness is at most 2 where steps contract and at most c 
 In the last step the noise joins v before the sum, so only the product counts. Hence the distance of
 the two runs before the noise is at most D_T, where
 
-    D_0 = initial distance,
+    D_0 = (initial distance) (1 + 4 u)^(past steps) + 2 h sqrt(d) (past error),
     D_{t+1} = (c_t + u max(2, c_t)) D_t + 2 h sqrt(d)   for noiseless steps,
     D_{t+1} = (c_t + u max(2, c_t)) D_t + h sqrt(d)     for the last, noisy one.
 
-With leaves of several dtypes h sqrt(d) is the root of the sum of d_i h_i^2, and u the largest. The
-accountants count (1 + `ROUNDING_SHARE`) times the exact distance (see the mechanisms'
+The steps that led to the start (training up to a checkpoint, earlier requests) were rounded too:
+`past_error` is the sum of their later factors' products, and 4 u covers their rounded rates where
+factors are at least 1/2. What earlier requests left of their own distance is carried on with its
+reserve (`DescentToDelete.next`). With leaves of several dtypes h sqrt(d) is the root of the sum of
+d_i h_i^2, and u the largest.
+
+The accountants count (1 + `ROUNDING_SHARE`) times the exact distance (see the mechanisms'
 `contraction`), so their numbers hold for rounded runs if D_T is no more than that, which `check`
 requires. Rounding inside the gradient depends on the loss and is not bounded here: the certificate
-names it among its assumptions.
+names it among its assumptions. Training before `DescentToDelete` needs no more: its distance is
+that of the parameters as they are, if a gradient norm at these very parameters bounds it
+(`convex.gradient_norm`).
 """
 
 from collections.abc import Iterable
@@ -100,7 +107,8 @@ def distance_before_noise(mechanism: Any, leaves: Iterable[Any]) -> float:
     arrays = [np.asarray(leaf) for leaf in leaves]
     roundoff = max(float(np.finfo(array.dtype).eps) / 2 for array in arrays)
     step_error = float(np.sqrt(sum(array.size * spacing(array) ** 2 for array in arrays)))
-    distance = float(mechanism.initial_distance)
+    distance = mechanism.initial_distance * (1 + 4 * roundoff) ** mechanism.past_steps
+    distance += 2 * step_error * mechanism.past_error
     factors = mechanism.factors
     for step, factor in enumerate(factors.tolist()):
         distance = (factor + roundoff * max(2.0, factor)) * distance

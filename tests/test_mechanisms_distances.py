@@ -178,14 +178,14 @@ def test_a_chain_of_three_requests_stays_within_its_distances(kind, radius):
                 )
             else:
                 difference = 2 * len(gone) * loss.gradient_bound / size
-                before = m.initial_distance
+                before, kept = m.initial_distance, m.final_distance / 1000
                 m = m.next(stability_distance=stability, gradient_difference=difference)
                 # Not worse than charging for what endless steps of this rate would do.
                 drift = max(stability, float(rate * difference / (1 - m.factors[0])))
                 most = before + drift
                 for _ in range(steps):
                     most = m.factors[0] * most + rate * difference
-                assert m.initial_distance <= most
+                assert m.initial_distance <= most + kept
             reference = trained(rows)
             for earlier in draws:
                 reference = served(reference, rows, earlier)
@@ -201,21 +201,23 @@ def test_quadratics_attain_the_distances_of_a_chain():
     curvature, rate, steps = 2.0, 0.1, 4
     fields = {"learning_rate": rate, "strong_convexity": curvature, "smoothness": curvature}
     m = cu.DescentToDelete(initial_distance=0.3 / curvature, steps=steps, **fields)
-    b, state = 1.0, 1.0 / curvature
+    b, state, reserve = 1.0, 1.0 / curvature, 0.0
     for request in range(3):
         b += 0.3
         if request:
+            # A thousandth of what is left is kept for rounding, and carried on.
+            reserve = 0.8**4 * (reserve + m.final_distance / 1000)
             m = m.next(stability_distance=0.3 / curvature, gradient_difference=0.3)
         reference = b / curvature  # training is over, and its steps move nothing
         for _ in range(steps):
             state -= rate * (curvature * state - b)
-        assert reference - state == pytest.approx(m.final_distance, rel=1e-12)
+        assert reference - state + reserve == pytest.approx(m.final_distance, rel=1e-12)
 
 
 def test_a_chain_needs_positive_numbers_and_adds_up_where_steps_do_not_contract():
     m = cu.DescentToDelete(**DESCENT | {"learning_rate": 0.5})
     assert m.next(stability_distance=0.1, gradient_difference=0.1).initial_distance == (
-        pytest.approx(2.0 + 0.1 + 4 * 0.5 * 0.1)
+        pytest.approx(2.0 * 1.001 + 0.1 + 4 * 0.5 * 0.1)
     )
     m = cu.ProjectedNoisySGD(**DESCENT, radius=1.0)
     assert m.next(stability_distance=50.0, gradient_difference=0.1).start_distance == 2.0

@@ -154,8 +154,58 @@ def test_the_bound_is_the_recursion_of_the_theorem():
         expected = (0.95 + 2 * u) * expected + errors * step
     assert rounding.distance_before_noise(m, leaves) == pytest.approx(expected, rel=1e-14)
     assert rounding.spacing(leaves[0]) == 2.0**-24
-    grows = cu.RewindToDelete(**REWIND)
-    assert rounding.distance_before_noise(grows, leaves[2:]) > grows.final_distance
+    # A second request: its four steps, and the four of the first, which were rounded too.
+    second = m.next(stability_distance=0.1, gradient_difference=0.2)
+    assert second.past_error == pytest.approx(1 + 0.95 + 0.95**2 + 0.95**3)
+    expected = second.initial_distance * (1 + 4 * u) ** 4 + 2 * step * second.past_error
+    for errors in (2, 2, 2, 1):
+        expected = (0.95 + 2 * u) * expected + errors * step
+    assert rounding.distance_before_noise(second, leaves) == pytest.approx(expected, rel=1e-14)
+    assert second.initial_distance == pytest.approx(
+        1.001 * 0.95**4 * 2.0 + 0.95**4 * 0.1 + 0.1 * second.past_error * 0.2
+    )
+    assert second.next(stability_distance=1.0, gradient_difference=1.0).past_error == (
+        pytest.approx(sum(0.95**t for t in range(8)))
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounded_rewinds_are_never_farther_apart_than_the_theorem_says(seed):
+    # The deleted example pulls one way, all others the other way, by up to 1.7 on the wave.
+    rng, size, count, rate = np.random.default_rng(seed), 30, 10**6, 0.05
+    m = cu.RewindToDelete(
+        learning_rate=rate,
+        smoothness=1.0,
+        gradient_bound=2.0,
+        training_learning_rate=rate,
+        trained_steps=30,
+        steps=20,
+        size=count,
+        deletions=1,
+    )
+
+    def gap_before_noise(start, dtype):
+        trained = retrained = start.astype(dtype)
+        for t in range(m.trained_steps + m.steps):
+            moves = []
+            for w, all_data in ((trained, t < m.trained_steps), (retrained, False)):
+                gradient = 0.1 * np.sin(10 * w.astype(np.float64)) - 0.2
+                if all_data:
+                    gradient += (2 / np.sqrt(size) - gradient) / count
+                moves.append((-np.float64(dtype(rate)) * gradient).astype(dtype))
+            before = [np.float64(w) + v for w, v in zip((trained, retrained), moves, strict=True)]
+            trained, retrained = trained + moves[0], retrained + moves[1]
+        assert 0.5 < np.max(np.abs(before)) < 1
+        return before[0] - before[1], trained
+
+    start = rng.uniform(0.1, 0.4, size=size).astype(FLOAT32)
+    rounded, released = gap_before_noise(start, FLOAT32)
+    exact, _ = gap_before_noise(start, np.float64)
+    room = rounding.distance_before_noise(m, [released]) - m.final_distance
+    assert length(exact) <= m.final_distance
+    assert 0.001 * room < length(rounded - exact) <= room
+    with pytest.raises(ValueError, match="steps=20 leave a distance of"):
+        rounding.check(m, 1.0, [released])
 
 
 @pytest.mark.parametrize("m", [cu.DescentToDelete(**DESCENT), cu.RewindToDelete(**REWIND)])

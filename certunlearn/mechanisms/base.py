@@ -254,7 +254,9 @@ class LastNoisy(Separations):
 class StepsThenNoise(LastNoisy):
     """Steps that rely on what they leave of a distance, and one Gaussian after the last.
 
-    `factors`, float64 `[steps]`, say how far each step moves two points at distance 1.
+    `factors`, float64 `[steps]`, say how far each step moves two points at distance 1; `past_steps`
+    how many steps without noise led to the start; `past_error` how far these lead two runs apart
+    that differ by 1 more at each of them: the sum of the later factors' products.
     """
 
     @property

@@ -122,49 +122,21 @@ class _Contracting:
         """What the steps leave of the initial distance, without noise or with the same."""
         return float(np.prod(self.factors) * self.start_distance)
 
-    def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
-        """The mechanism for the next request, served from the state that this one left.
-
-        `convex.next_request` works out both numbers for a loss with known constants, and checks
-        that they hold wherever the runs go; use it where you can.
-
-        Derivation. The reference of this request and that of the next both train, then take the
-        steps of all requests so far: on what this request retains, and on what the next one
-        retains. Training ends at most `stability_distance` apart, and each of *all* these steps
-        makes d into at most c d + gamma * gradient_difference, with its own gamma and c. So the two
-        references end at most
-
-            past_factor * stability_distance + past_drift * gradient_difference
-
-        apart, with past_factor the product of all c so far and past_drift the sum of all gamma so
-        far, each times the later c. The state that this request leaves is at most `final_distance`
-        from its reference. The next request starts at most the sum of both from its own.
-
-        Args:
-          stability_distance: how far apart training with and without the new deletions ends; see
-            `convex.stability_distance`.
-          gradient_difference: the most that the new deletions change a step's gradient, at every
-            point that one of the two references passes through: 2 k G / n with full batches of n
-            examples, of which k go, if G bounds gradients *there* (see
-            `convex.gradient_difference`).
-
-        Raises:
-          ValueError: if an argument is not positive.
-        """
+    def _next(self, stability_distance: float, gradient_difference: float) -> Any:
+        """What both methods do; see `ProjectedNoisySGD.next`."""
         stability = checks.positive("stability_distance", stability_distance)
         difference = checks.positive("gradient_difference", gradient_difference)
         rates = np.broadcast_to(self.learning_rate, (self.steps,))
         factor, drift = self.past_factor * float(np.prod(self.factors)), self.past_drift
         for c, rate in zip(self.factors.tolist(), rates.tolist(), strict=True):
             drift = c * drift + rate
-        found: Any = dataclasses.replace(
+        return dataclasses.replace(
             self,  # type: ignore[type-var]
             initial_distance=self.final_distance + factor * stability + drift * difference,
             past_steps=self.past_steps + self.steps,
             past_factor=factor,
             past_drift=drift,
         )
-        return found
 
     def _assumptions(self, *more: str) -> tuple[str, ...]:
         distance = self.initial_distance
@@ -268,10 +240,35 @@ class ProjectedNoisySGD(_Contracting, base.Separations):
         return max(math.inf if radius is None else radius for radius in (self.radius, *past))
 
     def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
-        """See `DescentToDelete.next`."""
-        found = super().next(
-            stability_distance=stability_distance, gradient_difference=gradient_difference
-        )
+        """The mechanism for the next request, served from the state that this one left.
+
+        `convex.next_request` works out both numbers for a loss with known constants, and checks
+        that they hold wherever the runs go; use it where you can.
+
+        Derivation. The reference of this request and that of the next both train, then take the
+        steps of all requests so far: on what this request retains, and on what the next one
+        retains. Training ends at most `stability_distance` apart, and each of *all* these steps
+        makes d into at most c d + gamma * gradient_difference, with its own gamma and c. So the two
+        references end at most
+
+            past_factor * stability_distance + past_drift * gradient_difference
+
+        apart, with past_factor the product of all c so far and past_drift the sum of all gamma so
+        far, each times the later c. The state that this request leaves is at most `final_distance`
+        from its reference. The next request starts at most the sum of both from its own.
+
+        Args:
+          stability_distance: how far apart training with and without the new deletions ends; see
+            `convex.stability_distance`.
+          gradient_difference: the most that the new deletions change a step's gradient, at every
+            point that one of the two references passes through: 2 k G / n with full batches of n
+            examples, of which k go, if G bounds gradients *there* (see
+            `convex.gradient_difference`).
+
+        Raises:
+          ValueError: if an argument is not positive.
+        """
+        found = self._next(stability_distance, gradient_difference)
         reach = self.reach if math.isfinite(self.reach) else None
         return dataclasses.replace(found, past_radius=reach)
 
@@ -315,6 +312,8 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
       past_steps: as for `ProjectedNoisySGD`, and so are the next two.
       past_factor: product of the contractions of the steps of earlier requests.
       past_drift: how far those lead two runs apart whose gradients differ by 1.
+      past_error: how far those lead two runs apart that differ by 1 more at each step, for
+        `certunlearn.rounding`; 0 for a first request.
 
     Raises:
       TypeError: if an argument is not a number (or numbers).
@@ -341,10 +340,26 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
     past_steps: int = 0
     past_factor: float = 1.0
     past_drift: float = 0.0
+    past_error: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
         self._check()
+        error = checks.real("past_error", self.past_error)
+        if not 0 <= error <= self.past_steps:
+            raise ValueError(
+                f"past_error must be between 0 and past_steps={self.past_steps}, got {error!r}"
+            )
+        base.set_fields(self, past_error=error)
+
+    def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
+        """As for `ProjectedNoisySGD`; the reserve for rounding is carried on with the distance."""
+        found = self._next(stability_distance, gradient_difference)
+        error = self.past_error
+        for c in self.factors.tolist():
+            error = c * error + 1
+        distance = found.initial_distance + base.ROUNDING_SHARE * self.final_distance
+        return dataclasses.replace(found, initial_distance=distance, past_error=error)
 
     @property
     def assumptions(self) -> tuple[str, ...]:

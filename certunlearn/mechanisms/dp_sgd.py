@@ -122,8 +122,8 @@ class DPSGD:
         return (
             "One training serves all requests, of up to `deletions` examples in all: the model "
             "stays as it is. Beyond that number it must be trained anew. That holds for each set "
-            "of examples by itself; a request that depends on the released model is not covered, as "
-            "the choice of examples may itself tell of them."
+            "of examples by itself; a request that depends on the released model is not covered, "
+            "as the choice of examples may itself tell of them."
         )
 
     def first(self, steps: int) -> Any:

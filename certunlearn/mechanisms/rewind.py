@@ -108,11 +108,26 @@ class RewindToDelete(base.StepsThenNoise):
     @property
     def initial_distance(self) -> float:
         """Largest distance of the two at the checkpoint, in parameter units."""
-        rate, growth = self.training_learning_rate, 0.0
-        log_factor = self.trained_steps * math.log1p(rate * self.smoothness)
-        growth = math.expm1(log_factor) if log_factor < 700 else math.inf
         # The recursion's sum, gamma * ((1 + gamma L)^t - 1) / (gamma L).
-        return growth / self.smoothness * 2 * self.deletions * self.gradient_bound / self.size
+        return (
+            self._growth() / self.smoothness * 2 * self.deletions * self.gradient_bound / self.size
+        )
+
+    @property
+    def past_steps(self) -> int:
+        """Steps without noise before the checkpoint."""
+        return self.trained_steps
+
+    @property
+    def past_error(self) -> float:
+        """How far training leads two runs apart that differ by 1 more after each step."""
+        return self._growth() / (self.training_learning_rate * self.smoothness)
+
+    def _growth(self) -> float:
+        """(1 + gamma L)^t - 1, of the training up to the checkpoint."""
+        factor = self.training_learning_rate * self.smoothness
+        log_factor = self.trained_steps * math.log1p(factor)
+        return math.expm1(log_factor) if log_factor < 700 else math.inf
 
     @property
     def factors(self) -> np.ndarray:
