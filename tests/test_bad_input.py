@@ -187,7 +187,7 @@ def test_odd_arguments_are_named_before_any_step(name, monkeypatch):
     def started(*args, **kwargs):
         raise AssertionError("a step was taken")
 
-    monkeypatch.setattr("certunlearn.unlearning._noisy_steps", started)
+    monkeypatch.setattr("certunlearn.running.noisy_phase", started)
     with pytest.raises(kind, match=words) as caught:
         run(**changes)
     assert type(caught.value) is kind
