@@ -17,8 +17,8 @@ positive sum of Gaussians of variance s^2 with means S. By Poisson's summation f
 such a Gaussian over a grid of step h, times h, is 1 + 2 sum_m e^{-2 (pi m s / h)^2} cos(...): with
 h = s / 2 it is 1 to within 1e-33. Ends 12 s beyond the means lose less than 1e-31.
 
-**B from above.** For k = 1, B <= A (Mironov, Talwar & Zhang 2019); for more nobody has proved it.
-As E_Q[f] = 1, with p = 1 - a,
+**B from above.** For k = 1, B <= A (Mironov, Talwar & Zhang 2019), and B is not worked out. For
+more, where that is not proved: as E_Q[f] = 1, with p = 1 - a,
 
     B - 1 = E_Q[g(f)],   g(f) = f^p - 1 - p (f - 1) >= 0,
 
@@ -42,7 +42,7 @@ from scipy import special
 _LARGEST = 100_000
 _MOST_VALUES = 2**24  # points times terms of one table; orders that need more are not used
 _SIDES = 12.0  # in standard deviations: beyond lies 2e-33
-_CELLS = 8192  # of the bound of B, on either side of 0
+_CELLS = 4096  # of the bound of B, on either side of 0
 _SMALLEST_NOISE = 1e-3  # below it epsilon is in the millions
 
 
@@ -112,7 +112,10 @@ def log_moment(sigma: float, rate: float, deletions: int, order: int) -> float:
     size = deletions * ((np.abs(x) + deletions) / sigma**2 - math.log(rate) - math.log1p(-rate) + 2)
     exponent += 1e-15 * (order * size + x**2 / sigma**2)
     forward = float(special.logsumexp(exponent)) + math.log(step / sigma / math.sqrt(2 * math.pi))
-    return max(forward + 1e-14, math.log1p(_backward(sigma, rate, deletions, order)))
+    forward += 1e-14
+    if deletions == 1:
+        return forward
+    return max(forward, math.log1p(_backward(sigma, rate, deletions, order)))
 
 
 def _terms(x: np.ndarray, sigma: float, rate: float, deletions: int) -> Iterator[np.ndarray]:
