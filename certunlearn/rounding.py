@@ -41,14 +41,17 @@ factors are at least 1/2. What earlier requests left of their own distance is ca
 reserve (`DescentToDelete.next`). With leaves of several dtypes h sqrt(d) is the root of the sum of
 d_i h_i^2, and u the largest.
 
-The accountants count (1 + `ROUNDING_SHARE`) times the exact distance (see the mechanisms'
+The accountants count 1 + `rounding_share` times the exact distance (see the mechanisms'
 `contraction`), so their numbers hold for rounded runs if D_T is no more than that, which `check`
-requires. Rounding inside the gradient depends on the loss and is not bounded here: the certificate
-names it among its assumptions. Training before `DescentToDelete` needs no more: its distance is
-that of the parameters as they are, if a gradient norm at these very parameters bounds it
+requires. The share is a field of the mechanism: more of it is paid for with as much more noise.
+
+Rounding inside the gradient depends on the loss and is not bounded here: the certificate names it
+among its assumptions. Training before `DescentToDelete` needs no more: its distance is that of the
+parameters as they are, if a gradient norm at these very parameters bounds it
 (`convex.gradient_norm`).
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,11 +151,12 @@ def _check_noise(scales: np.ndarray, array: np.ndarray) -> None:
 def _check_steps(mechanism: Any, arrays: list[np.ndarray]) -> None:
     exact = mechanism.final_distance
     rounded = distance_before_noise(mechanism, arrays)
-    if not rounded <= exact * (1 + base.ROUNDING_SHARE):
+    if not rounded <= exact * (1 + mechanism.rounding_share):
+        share = (rounded / exact - 1) * 1.1 if exact > 0 else math.inf
+        more = f"declare rounding_share={share:.2g}, " if share <= 1 else ""
         raise ValueError(
             f"steps={mechanism.steps} leave a distance of {exact:.3g} in exact arithmetic, but "
             f"rounding {arrays[0].dtype} parameters of spacing {max(map(spacing, arrays)):.3g} "
-            f"leaves up to {rounded:.3g}, which is more than the share of {base.ROUNDING_SHARE:g} "
-            "that is kept in reserve for it: run fewer steps, or use float64 parameters "
-            "(jax.enable_x64)"
+            f"leaves up to {rounded:.3g}, more than rounding_share={mechanism.rounding_share:g} "
+            f"allows: run fewer steps, {more}or use float64 parameters (jax.enable_x64)"
         )

@@ -1,5 +1,6 @@
 """Noise against the rounding of numbers: what is refused, and that the theorem's bound holds."""
 
+import dataclasses
 import functools
 
 import jax
@@ -66,11 +67,18 @@ def test_few_steps_pass_more_need_float64_and_too_many_are_refused():
     _, _, trained, more = logistic_problem(5, 12)
     sigma = cu.noise_scale(more, epsilon=1.0, delta=1e-5)
     assert sigma > 4 * np.spacing(FLOAT32(2.0))  # not what is wrong here
-    with pytest.raises(
-        ValueError, match=r"steps=12 leave a distance of .* run fewer steps, or use"
-    ):
+    with pytest.raises(ValueError, match=r"steps=12 leave a distance of .* run fewer steps, "):
         rounding.check(more, sigma, [trained])
     rounding.check(more, sigma, [np.asarray(trained, np.float64)])
+    # Or more noise: what the message asks for is enough, and is paid for.
+    with pytest.raises(ValueError, match=r"declare rounding_share=0\.02\d?, or use float64"):
+        rounding.check(more, sigma, [trained])
+    paid = dataclasses.replace(more, rounding_share=0.03)
+    rounding.check(paid, sigma, [trained])
+    assert cu.noise_scale(paid, epsilon=1.0, delta=1e-5) == pytest.approx(sigma * 1.03 / 1.001)
+    for share in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="rounding_share must be between 0 and 1"):
+            dataclasses.replace(more, rounding_share=share)
 
 
 class Quadratic:

@@ -11,7 +11,8 @@ from certunlearn import checks
 REFERENCES = ("retrained", "center")
 
 # Share of the distance before a single last noise that is kept in reserve for the rounding of the
-# noiseless steps: see `certunlearn.rounding`, which refuses runs whose rounding needs more.
+# noiseless steps, unless the mechanism says otherwise: see `certunlearn.rounding`, which refuses
+# runs whose rounding needs more.
 ROUNDING_SHARE = 1e-3
 
 UNSEEN = (
@@ -256,18 +257,15 @@ class StepsThenNoise(LastNoisy):
 
     `factors`, float64 `[steps]`, say how far each step moves two points at distance 1; `past_steps`
     how many steps without noise led to the start; `past_error` how far these lead two runs apart
-    that differ by 1 more at each of them: the sum of the later factors' products.
+    that differ by 1 more at each of them: the sum of the later factors' products; `rounding_share`
+    which share of the distance is kept in reserve for rounding (see `certunlearn.rounding`).
     """
 
     @property
     def contraction(self) -> np.ndarray:
-        """float64 `[steps]`: the factors, the last times 1 + `ROUNDING_SHARE`.
-
-        The share is the reserve for the rounding of the noiseless steps: see
-        `certunlearn.rounding`.
-        """
+        """float64 `[steps]`: the factors, the last times 1 + `rounding_share`."""
         found = np.array(_any(self).factors, np.float64)
-        found[-1] *= 1 + ROUNDING_SHARE
+        found[-1] *= 1 + _any(self).rounding_share
         return found
 
 
@@ -302,6 +300,14 @@ def learning_rates(mechanism: Any) -> None:
             "learning_rate must be positive, got 0.0 for all steps: for noise without steps use "
             "OutputPerturbation"
         )
+
+
+def check_rounding_share(mechanism: Any) -> None:
+    """Checks and normalises `rounding_share`."""
+    share = checks.real("rounding_share", mechanism.rounding_share)
+    if not 0 <= share <= 1:
+        raise ValueError(f"rounding_share must be between 0 and 1, got {share!r}")
+    set_fields(mechanism, rounding_share=share)
 
 
 def check_decay(mechanism: Any) -> None:

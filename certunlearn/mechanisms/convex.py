@@ -314,13 +314,15 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
       past_drift: how far those lead two runs apart whose gradients differ by 1.
       past_error: how far those lead two runs apart that differ by 1 more at each step, for
         `certunlearn.rounding`; 0 for a first request.
+      rounding_share: how much more distance the noise covers, as a share of what is left, for the
+        rounding of the steps without noise; `certunlearn.rounding` says when more is needed.
 
     Raises:
       TypeError: if an argument is not a number (or numbers).
       ValueError: if an argument is out of range.
 
     Guarantee:
-      None by itself. The noise covers the distance that is left, c^T D and a thousandth more for
+      None by itself. The noise covers the distance that is left, c^T D and a share more for
       rounding (`certunlearn.rounding`), by the exact Gaussian mechanism. Neel et al. state their
       noise for full-batch descent from a perfectly solved start; here any batches do, and D counts
       what training left unsolved.
@@ -341,6 +343,7 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
     past_factor: float = 1.0
     past_drift: float = 0.0
     past_error: float = 0.0
+    rounding_share: float = base.ROUNDING_SHARE
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
@@ -351,6 +354,7 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
                 f"past_error must be between 0 and past_steps={self.past_steps}, got {error!r}"
             )
         base.set_fields(self, past_error=error)
+        base.check_rounding_share(self)
 
     def next(self, *, stability_distance: float, gradient_difference: float) -> Self:
         """As for `ProjectedNoisySGD`; the reserve for rounding is carried on with the distance."""
@@ -358,7 +362,7 @@ class DescentToDelete(_Contracting, base.StepsThenNoise):
         error = self.past_error
         for c in self.factors.tolist():
             error = c * error + 1
-        distance = found.initial_distance + base.ROUNDING_SHARE * self.final_distance
+        distance = found.initial_distance + self.rounding_share * self.final_distance
         return dataclasses.replace(found, initial_distance=distance, past_error=error)
 
     @property

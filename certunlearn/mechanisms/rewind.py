@@ -42,13 +42,15 @@ class RewindToDelete(base.StepsThenNoise):
       steps: K, number of steps from the checkpoint on.
       size: n, examples in training, the forget set included.
       deletions: k, examples in the forget set.
+      rounding_share: how much more distance the noise covers, as a share of what is left, for the
+        rounding of the steps without noise; `certunlearn.rounding` says when more is needed.
 
     Raises:
       TypeError: if an argument is not a number (or numbers).
       ValueError: if an argument is out of range, or the distance that follows is not finite.
 
     Guarantee:
-      None by itself. The noise covers the final distance, and a thousandth more for rounding
+      None by itself. The noise covers the final distance, and a share more for rounding
       (`certunlearn.rounding`), by the exact Gaussian mechanism.
 
     >>> m = RewindToDelete(
@@ -67,6 +69,7 @@ class RewindToDelete(base.StepsThenNoise):
     steps: int
     size: int
     deletions: int
+    rounding_share: float = base.ROUNDING_SHARE
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
@@ -77,6 +80,7 @@ class RewindToDelete(base.StepsThenNoise):
         for name in ("smoothness", "gradient_bound", "training_learning_rate"):
             base.set_fields(self, **{name: checks.positive(name, getattr(self, name))})
         base.learning_rates(self)
+        base.check_rounding_share(self)
         if self.deletions >= self.size:
             raise ValueError(f"deletions must be fewer than size={self.size}, got {self.deletions}")
         if not math.isfinite(self.final_distance):
