@@ -18,6 +18,10 @@ class Keys(NamedTuple):
     data: jax.Array
     finetune: jax.Array
 
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return "Keys(noise=<secret>, data=<secret>, finetune=<secret>)"
+
 
 def system_keys() -> Keys:
     """Fresh keys of 64 bits each from the operating system's generator."""
@@ -40,13 +44,17 @@ def split_key(key: jax.Array) -> Keys:
 
 
 def as_key(key: Any) -> jax.Array:
-    """Returns a typed key, or raises TypeError naming what was given instead."""
+    """Returns a typed key, or raises TypeError naming the kind of what was given instead."""
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
     if dtype == np.uint32 and key.shape == (2,):
         return _wrap(key)
-    raise TypeError(f"key must be a jax.random.key(...), got {key!r}")
+    # Not the value: it may be somebody's key, or the seed of one.
+    given = type(key).__name__
+    if dtype is not None:
+        given = f"an array of dtype {dtype} and shape {jnp.shape(key)}"
+    raise TypeError(f"key must be one key, as of jax.random.key(...), got {given}")
 
 
 def _wrap(data: Any) -> jax.Array:

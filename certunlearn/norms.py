@@ -5,6 +5,7 @@ guarantee rests on its bound and a bound that holds "up to rounding" is no bound
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ class _Squares(NamedTuple):
 
     total: jax.Array
     depth: int  # the largest number of additions that a term went through
-    count: int  # of terms
+    terms: int  # how many they were
 
 
 class _Limit(NamedTuple):
@@ -116,7 +117,7 @@ def clip_tree(tree: Any, max_norm: Any) -> Clipped:
 def _clip_tree(tree: Any, max_norm: Any) -> Clipped:
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [_widen(leaf) for leaf in leaves]
-    limit = _limit(max_norm, _working_dtype(leaves))
+    limit = _limit(max_norm, common_dtype(leaves))
 
     def outside(state: Any) -> jax.Array:
         tries, _, leaves = state
@@ -142,7 +143,7 @@ def within(tree: Any, max_norm: Any) -> jax.Array:
     """
     parallel.check_tracked()
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
-    return _confirmed(leaves, _limit(max_norm, _working_dtype(leaves)))
+    return _confirmed(leaves, _limit(max_norm, common_dtype(leaves)))
 
 
 def norm_bound(tree: Any) -> jax.Array:
@@ -153,13 +154,19 @@ def norm_bound(tree: Any) -> jax.Array:
     """
     parallel.check_tracked()
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
-    dtype = _working_dtype(leaves)
+    dtype = common_dtype(leaves)
     exponent, state = _largest(leaves)
     norm = _norm(_sum_of_squares(leaves, exponent, dtype))
     # Twice the smallest normal number, as the product may be flushed to zero.
     bound = (norm * _power_of_two(exponent, dtype) + 2.0**-125) * (1 + 8 * _roundoff(dtype))
     bound = jnp.where(state == _ZERO, 0, bound)
     return jnp.where(state == _NONFINITE, jnp.nan, bound)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no number of a tree is a NaN or an infinity, on any device that holds a piece."""
+    parallel.check_tracked()
+    return _largest([_widen(leaf) for leaf in jax.tree.leaves(tree)])[1] != _NONFINITE
 
 
 def coarsest_eps(tree: Any) -> float:
@@ -173,6 +180,12 @@ def wide_dtype(leaf: Any) -> Any:
     dtype = jnp.result_type(leaf)
     wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
     return dtype if wide else jnp.dtype(jnp.float32)
+
+
+def common_dtype(leaves: Sequence[Any]) -> Any:
+    """The widest of the dtypes that arithmetic on real leaves is done in."""
+    wide = any(wide_dtype(leaf) == jnp.float64 for leaf in leaves)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def check_norm(name: str, value: Any) -> None:
@@ -194,11 +207,6 @@ def _widen(leaf: Any) -> jax.Array:
     if not real or jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise TypeError(f"clipping needs real arrays, got one of dtype {leaf.dtype}")
     return leaf.astype(wide_dtype(leaf))
-
-
-def _working_dtype(leaves: list[jax.Array]) -> Any:
-    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def _limit(max_norm: Any, dtype: Any) -> _Limit:
@@ -228,7 +236,7 @@ def _scaled(leaves: list[jax.Array], limit: _Limit) -> tuple[jax.Array, list[jax
     squares = _sum_of_squares(leaves, exponent, dtype)
     # The floor of what is measured adds at most 2^-50 for each number.
     spare = (squares.depth + 24) * _roundoff(dtype) + 4 * coarsest_eps(leaves)
-    aim = limit.factor * max(0.0, 1 - spare - squares.count * 2.0**-50)
+    aim = limit.factor * max(0.0, 1 - spare - squares.terms * 2.0**-50)
     # A norm outside of the smallest ball is at least 1/2 in these units.
     factor = aim / jnp.maximum(_norm(squares), 0.25) * _power_of_two(limit.exponent, dtype)
     finite = state != _NONFINITE
@@ -254,7 +262,7 @@ def _largest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
             exponents.append(_over(jax.lax.pmax, axes, _exponent(top, leaf.dtype)))
             state = jnp.where(infinite, _NONFINITE, jnp.where(top > 0, _FINITE, _ZERO))
             states.append(_over(jax.lax.pmax, axes, state.astype(jnp.int32)))
-    highest = jnp.finfo(_working_dtype(leaves)).maxexp - 2
+    highest = jnp.finfo(common_dtype(leaves)).maxexp - 2
     return jnp.minimum(jnp.max(jnp.stack(exponents)), highest), jnp.max(jnp.stack(states))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, mechanisms, schedules, transforms, trees
+from certunlearn import checks, mechanisms, norms, schedules, transforms, trees
 from certunlearn.mechanisms import (
     DPSGD,
     DescentToDelete,
@@ -30,11 +30,32 @@ class NoisySgdState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     inner_state: Any
 
+    def __repr__(self) -> str:
+        """Without what is secret."""
+        return f"NoisySgdState(count={self.count}, inner_state=<secret>)"
+
 
 class ZeroNonfiniteState(NamedTuple):
-    """`zeroed`, an int32 scalar: gradients that were not finite and became zero."""
+    """`count` and `zeroed`, int32 scalars: gradients seen, and those that became zero."""
 
+    count: jax.Array  # type: ignore[assignment]
     zeroed: jax.Array
+
+    def __repr__(self) -> str:
+        """Without what is private."""
+        return f"ZeroNonfiniteState(count={self.count}, zeroed=<private>)"
+
+
+class Evidence(NamedTuple):
+    """What an optimizer state shows of a run.
+
+    Attributes:
+      steps: updates taken, each with the noise that the mechanism has in it.
+      nonfinite: gradients that were not finite, in place of which zero was used.
+    """
+
+    steps: int
+    nonfinite: int
 
 
 def noisy_sgd(
@@ -61,32 +82,47 @@ def noisy_sgd(
       center: the mechanism's public centre, if it has one, structured like the parameters that
         `init` gets (for `nnx.Optimizer`, like `nnx.state(model, nnx.Param)`); None is the origin.
       before_clip: transform applied to gradients before the clip, such as
-        `optax.scale_by_adam()`; its state starts fresh. Non-finite gradients reach it as zeros and
+        `optax.scale_by_adam()`; its state starts fresh. It gets the gradients as the caller's tree,
+        and extra arguments of the update (`value=...`). Non-finite gradients reach it as zeros and
         are counted in a `ZeroNonfiniteState`.
 
     Returns:
       An optimizer for `TrainState.create(tx=...)`, `nnx.Optimizer` or a loop. Its state is a
-      `NoisySgdState`: as secret as the trained model, and to be discarded after the last step.
+      `NoisySgdState`: as secret as the trained model, and to be discarded after the last step, once
+      `certify` has read from it how many steps there were.
 
     Raises:
       TypeError: if `mechanism` or `key` is of the wrong type.
-      ValueError: if `noise_scale` is out of range, or `before_clip` is given and the mechanism
-        claims to be memoryless; by init, if parameters are narrower than float32 (their rounding
-        would swallow the noise) or `center` has another structure.
+      ValueError: if `noise_scale` is not between 1e-30 and 1e30, `mechanism.steps` is above
+        2^31 - 2, `learning_rate * clip_norm` is below 1e-30 but not 0, or `before_clip` is given
+        and the mechanism claims to be memoryless; by init, if parameters are narrower than float32
+        (their rounding would swallow the noise) or `center` has another structure; by update,
+        inside `shard_map(check_vma=False)`.
 
     Guarantee:
       For `GradientClipping`, and so for others with what they assume instead:
       parameters that start within `init_radius` of the centre (`clip_params`) and take
       `mechanism.steps` of these updates are (epsilon, delta)-indistinguishable as the accountants
       state for this mechanism and noise scale, under `mechanism.assumptions`. Each update moves the
-      parameters by a strictly clipped gradient whatever the gradient is, NaN included. Rounding in
-      the other operations is not accounted for.
+      parameters by a strictly clipped gradient whatever the gradient is, NaN included, and every
+      update that is counted holds its noise. Rounding in the other operations is not accounted for
+      here.
+
+    Devices:
+      Under `jit`, sharded parameters are clipped as one and get the noise that one device would
+      draw, bit for bit. Inside `shard_map`, arrays that differ between devices are taken for pieces
+      of one: one clip over all, independent noise for each piece. Copies, as in `pmap`, have equal
+      noise and stay equal.
 
     Wrappers:
       * `optax.MultiSteps(tx, k)` keeps the guarantee: gradients are averaged first, then clipped;
         the run takes k times `mechanism.steps` calls. A non-finite gradient stays in its
         accumulator for good, and every later gradient counts as zero: no leak, no learning.
-        `should_skip_update_fn` looks at gradients and is not covered.
+      * `optax.apply_if_finite`, `optax.MultiSteps(should_skip_update_fn=...)` and
+        `optax.conditionally_transform` **break it**: they look at private gradients and leave out
+        updates with their noise, or let raw gradients pass. Nothing in here can prevent that, nor
+        a loader that ends early. But such updates are not counted, so that `evidence` shows too few
+        steps, and `certify(state=...)` refuses the run.
       * `optax.inject_hyperparams(noisy_sgd)` keeps it, if nobody changes a hyperparameter in the
         state. Name the key static (`static_args=("key",)`): it would be shown among the
         hyperparameters. A schedule for the noise it evaluates by its own count, to float32.
@@ -122,8 +158,15 @@ def noisy_sgd(
             "declare GradientClipping(..., memoryless=False). Its guarantee is then that of the "
             "last step, without the minimum over earlier ones"
         )
+    if mechanism.steps >= transforms.LAST_COUNT:
+        raise ValueError(
+            f"mechanism.steps must be at most {transforms.LAST_COUNT - 1}, where the count of "
+            f"steps ends, got {mechanism.steps}"
+        )
+    _check_products(mechanism)
     if not schedules.is_traced(noise_scale):
         noise_scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
+        transforms.check_noise_scale(noise_scale)
     chain = optax.chain(*_parts(mechanism, noise_scale, key, center, before_clip))
 
     def init(params: Any) -> NoisySgdState:
@@ -137,10 +180,91 @@ def noisy_sgd(
     ) -> tuple[Any, NoisySgdState]:
         updates, inner_state = chain.update(updates, state.inner_state, params, **extra_args)
         live = state.count < mechanism.steps
-        updates = jax.tree.map(lambda u: jnp.where(live, u, 0), updates)
+        updates = jax.tree.map(lambda u: jnp.where(live, u, jnp.zeros_like(u)), updates)
+        # After the last step all stands still, so that all counts stay equal.
+        inner_state = jax.tree.map(
+            lambda new, old: jnp.where(live, new, old), inner_state, state.inner_state
+        )
         return updates, NoisySgdState(state.count + live.astype(jnp.int32), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def evidence(state: Any) -> Evidence:
+    """Reads from an optimizer's state how many noisy steps were taken.
+
+    Args:
+      state: any pytree with exactly one `NoisySgdState` in it: the optimizer's state, as it is or
+        within those of wrappers, a `TrainState`, or an `nnx.Optimizer`.
+
+    Returns:
+      An `Evidence`. `nonfinite` is private: it depends on hidden parameters.
+
+    Raises:
+      TypeError: if the state is traced: evidence is of what was run.
+      ValueError: if there is no such state, or more than one; if it is one of several under `vmap`;
+        or if its parts do not agree on the number of updates.
+
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
+    >>> tx = noisy_sgd(m, 0.5, key=jax.random.key(0))
+    >>> evidence(tx.init(jnp.zeros(3)))
+    Evidence(steps=0, nonfinite=0)
+    """
+    is_noisy = lambda node: isinstance(node, NoisySgdState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_noisy) if is_noisy(node)]
+    if len(found) != 1:
+        raise ValueError(
+            "state must hold exactly one NoisySgdState, the state of the optimizer that "
+            f"noisy_sgd makes, got a {type(state).__name__} with {len(found)}"
+        )
+    steps = _number(found[0].count)
+    zeroed = 0
+    # The chain's own parts; what before_clip is made of counts as it likes.
+    for part in found[0].inner_state:
+        if isinstance(part, _COUNTING) and _number(part.count) != steps:
+            raise ValueError(
+                "state must be that of one run, got one whose parts disagree on the number of "
+                "updates: some were skipped, or counts were changed"
+            )
+        if isinstance(part, ZeroNonfiniteState):
+            zeroed += _number(part.zeroed)
+        if isinstance(part, transforms.ClipByGlobalNormState):
+            zeroed += _number(part.nonfinite)
+    return Evidence(steps, zeroed)
+
+
+_COUNTING = (
+    transforms.AddGaussianNoiseState,
+    transforms.ClipByGlobalNormState,
+    transforms.DecayTowardState,
+    ZeroNonfiniteState,
+)
+
+
+def _number(count: Any) -> int:
+    """A count as an int; NNX wraps it into a variable."""
+    leaves = jax.tree.leaves(count)
+    if len(leaves) != 1 or jnp.shape(leaves[0]) != ():
+        raise ValueError(
+            "state must be that of one run, got counts of several (under vmap): give one at a time"
+        )
+    if schedules.is_traced(leaves[0]):
+        raise TypeError("state must be concrete, got a traced one: call this outside of jit")
+    return int(leaves[0])
+
+
+def _check_products(mechanism: Any) -> None:
+    """Refuses steps so short that float32 rounds them by more than a share of their length."""
+    clip_norm = getattr(mechanism, "clip_norm", None)
+    if clip_norm is None:
+        return
+    products = np.atleast_1d(np.multiply(mechanism.learning_rate, clip_norm))
+    wrong = (products != 0) & (products < norms.SMALLEST_NORM * (1 - 1e-6))
+    if np.any(wrong):
+        raise ValueError(
+            f"learning_rate * clip_norm must be 0 or at least {norms.SMALLEST_NORM:g}, where "
+            f"float32 arithmetic does not underflow, got {products[wrong][0]:g}"
+        )
 
 
 def _parts(
@@ -192,20 +316,19 @@ def _descent(mechanism: Any, center: Any = None) -> list[optax.GradientTransform
 
 
 def _zero_nonfinite() -> optax.GradientTransformation:
-    """Zeros instead of a gradient with a NaN or an infinity, lest it poison the state behind."""
+    """Zeros instead of a gradient with a NaN or an infinity, which would spoil the state behind."""
 
     def init(params: Any) -> ZeroNonfiniteState:
         del params
-        return ZeroNonfiniteState(jnp.zeros((), jnp.int32))
+        return ZeroNonfiniteState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any, state: ZeroNonfiniteState, params: Any = None
     ) -> tuple[Any, ZeroNonfiniteState]:
         del params
-        finite = jnp.array(True)
-        for leaf in jax.tree.leaves(updates):
-            finite &= jnp.all(jnp.isfinite(leaf))
+        finite = norms.all_finite(updates)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
-        return updates, ZeroNonfiniteState(state.zeroed + (~finite).astype(jnp.int32))
+        zeroed = state.zeroed + (~finite).astype(jnp.int32)
+        return updates, ZeroNonfiniteState(optax.safe_increment(state.count), zeroed)
 
     return optax.GradientTransformation(init, update)

@@ -1,4 +1,4 @@
-"""The parts of the optimizer as Optax transforms: projection, clip, decay and noise."""
+"""The parts of the optimizer as Optax transforms: clip, decay and noise; see also `projection`."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, keys, noise, norms, schedules, trees
+from certunlearn import checks, keys, noise, norms, parallel, schedules, trees
+from certunlearn.projection import clip_params as clip_params
+from certunlearn.projection import project_onto_ball as project_onto_ball
+
+# Noise beyond would overflow, or be flushed to zero, in float32.
+SMALLEST_NOISE, LARGEST_NOISE = 1e-30, 1e30
+# A count ends here; so does the stream of noise.
+LAST_COUNT = 2**31 - 1
 
 
 class ClipByGlobalNormState(NamedTuple):
@@ -22,6 +29,10 @@ class ClipByGlobalNormState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     clipped: jax.Array
     nonfinite: jax.Array
+
+    def __repr__(self) -> str:
+        """Without what is private."""
+        return f"ClipByGlobalNormState(count={self.count}, clipped=<private>, nonfinite=<private>)"
 
 
 class DecayTowardState(NamedTuple):
@@ -41,58 +52,9 @@ class AddGaussianNoiseState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
     key_data: jax.Array
 
-
-def clip_params(params: Any, radius: float, center: Any = None) -> Any:
-    """Projects parameters onto the L2 ball of the given radius around a public centre.
-
-    Args:
-      params: a pytree of float32 or float64 arrays.
-      radius: C0, between 1e-30 and 1e30, over all leaves together.
-      center: pytree like `params`; None is the origin. It is used in the parameters' dtypes.
-
-    Returns:
-      The projection, in the same dtypes; `params` themselves, bit for bit, if they lie inside. If
-      `radius` is below the spacing of floating-point numbers around the centre, the centre.
-
-    Raises:
-      TypeError: if `radius` is not a number.
-      ValueError: if a leaf is narrower than float32 or not real, if `center` differs in structure
-        or shape, if anything is not finite, or if `radius` is out of range.
-
-    Guarantee:
-      `||result - center|| <= radius` in exact arithmetic on the returned numbers. Traced
-      parameters that are not finite give the centre. With u the unit roundoff, adding the centre
-      to a clipped difference y moves a coordinate by at most u |c_i + y_i|, in all
-      at most u (||c|| + radius); the radius aimed at is smaller by one and a half times that.
-
-    Source:
-      Koloskova et al. (ICML 2025), Certified Unlearning for Neural Networks: the first step.
-
-    >>> print(clip_params({"w": jnp.array([3.0, 4.0])}, radius=1.0)["w"].round(3))
-    [0.6 0.8]
-    """
-    norms.check_norm("radius", radius)
-    trees.check_wide(params)
-    trees.check_finite("params", params)
-    if center is not None:
-        trees.check_same_structure(params, center)
-        trees.check_finite("center", center)
-    return jax.jit(_project)(params, radius, center)
-
-
-def _project(params: Any, radius: jax.Array, center: Any) -> Any:
-    params = jax.tree.map(jnp.asarray, params)
-    if center is None:
-        return norms.clip_tree(params, radius).tree
-    center = jax.tree.map(lambda p, c: jnp.asarray(c, p.dtype), params, center)
-    difference = jax.tree.map(jnp.subtract, params, center)
-    untouched = norms.clip_tree(difference, radius)
-    roundoff = norms.coarsest_eps(params) / 2
-    target = radius - 1.5 * roundoff * (norms.norm_bound(center) + radius)
-    # A target below zero, or not a number, counts as a radius of zero: the centre.
-    clipped = norms.clip_tree(difference, target).tree
-    inside = ~(untouched.clipped | untouched.nonfinite)
-    return jax.tree.map(lambda p, c, y: jnp.where(inside, p, c + y), params, center, clipped)
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"AddGaussianNoiseState(count={self.count}, key_data=<secret>)"
 
 
 def clip_by_global_norm(clip_norm: Any) -> optax.GradientTransformation:
@@ -111,8 +73,10 @@ def clip_by_global_norm(clip_norm: Any) -> optax.GradientTransformation:
       ValueError: if it is out of range.
 
     Guarantee:
-      Every update that leaves has norm at most `clip_norm` in exact arithmetic (see
-      `norms.clip_tree`); one with a NaN or an infinity leaves as zero and is counted.
+      Every update that leaves has norm at most `clip_norm (1 - 5 u)` in exact arithmetic, u the
+      unit roundoff (see `norms.clip_tree`); one with a NaN or an infinity leaves as zero and is
+      counted. So a learning rate times it, both rounded, is at most `learning_rate * clip_norm`,
+      if that is no less than 1e-30 (below, rounding is not relative).
 
     >>> tx = clip_by_global_norm(1.0)
     >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
@@ -183,74 +147,15 @@ def decay_toward(weight_decay: Any, center: Any = None) -> optax.GradientTransfo
         decay = schedules.value_at(weight_decay, state.count)
         # By leaves: NNX hands init its variables and update their bare values.
         leaves, treedef = jax.tree.flatten(params)
-        middles = [0.0] * len(leaves)
-        if center is not None:
-            middles = jax.tree.leaves(center)
-            trees.check_same_shapes(params, middles)
+        middles = trees.center_leaves(leaves, params, center)
         sums = []
         for leaf, param, middle in zip(jax.tree.leaves(updates), leaves, middles, strict=True):
             difference = param - jnp.asarray(middle, jnp.result_type(param))
-            sums.append(leaf + jnp.asarray(decay, difference.dtype) * difference)
+            pulled = jnp.asarray(decay, difference.dtype) * difference
+            dtype = norms.common_dtype([leaf, pulled])
+            sums.append(jnp.asarray(leaf, dtype) + pulled.astype(dtype))
         decayed = jax.tree.unflatten(treedef, sums)
         return decayed, DecayTowardState(optax.safe_increment(state.count))
-
-    return optax.GradientTransformation(init, update)
-
-
-def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransformation:
-    """Changes updates so that the updated parameters are in the L2 ball around a public centre.
-
-    Args:
-      radius: between 1e-30 and 1e30, over all leaves together.
-      center: pytree like the parameters; None is the origin.
-
-    Returns:
-      A stateless transform, whose update needs the parameters.
-
-    Raises:
-      TypeError: if `radius` is not a number.
-      ValueError: if it is out of range; by update, if the parameters are missing, or `center`
-        differs from them in structure or shape.
-
-    Guarantee:
-      `||params + updates - center|| <= radius` in real arithmetic; updated parameters that are not
-      finite become the centre. The sum of parameters and update rounds as any update does.
-
-    Source:
-      Koloskova et al. (ICML 2025), model clipping.
-
-    >>> tx, params = project_onto_ball(1.0), jnp.array([0.0, 0.5])
-    >>> updates, _ = tx.update(jnp.array([3.0, 3.5]), tx.init(params), params)
-    >>> print((params + updates).round(3))
-    [0.6 0.8]
-    """
-    norms.check_norm("radius", radius)
-
-    def init(params: Any) -> optax.EmptyState:
-        if center is not None:
-            trees.check_same_structure(params, center)
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError("project_onto_ball needs params: call update(updates, state, params)")
-        leaves = jax.tree.leaves(params)
-        middles: list[Any] = [0.0] * len(leaves)
-        if center is not None:
-            middles = jax.tree.leaves(center)
-            trees.check_same_shapes(params, middles)
-        moves, treedef = jax.tree.flatten(updates)
-        offsets = [
-            p - jnp.asarray(c, jnp.result_type(p)) for p, c in zip(leaves, middles, strict=True)
-        ]
-        moved = [o + u for o, u in zip(offsets, moves, strict=True)]
-        result = norms.clip_tree(moved, radius)
-        inside = ~(result.clipped | result.nonfinite)
-        moves = [
-            jnp.where(inside, u, new - o)
-            for u, new, o in zip(moves, result.tree, offsets, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, moves), state
 
     return optax.GradientTransformation(init, update)
 
@@ -261,8 +166,9 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     The noise is in *parameter* units: this stands last in a chain, after the learning rate.
 
     Args:
-      noise_scale: standard deviation, or a schedule from the step number to it. Numbers are
-        rounded up to the updates' precision; traced ones are taken as they come.
+      noise_scale: standard deviation between 1e-30 and 1e30, or a schedule from the step number
+        to it. Numbers are rounded up to the updates' precision; traced ones and those of a
+        schedule are taken as they come, and give NaN if they are above 1e30 or negative.
       key: `jax.random.key(...)` of the default kind, or its uint32 `[2]` data. Under `vmap`, one
         key per replica.
 
@@ -271,15 +177,19 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
 
     Raises:
       TypeError: if `key` is not a key (a seed is none), or `noise_scale` not a number.
-      ValueError: if `noise_scale` is not positive, or the key is of another kind: the others do not
-        promise independent streams under `vmap`.
+      ValueError: if `noise_scale` is out of range, or the key is of another kind: the others do not
+        promise independent streams under `vmap`. By update, inside `shard_map(check_vma=False)`.
 
     Guarantee:
       The noise is independent across steps, leaves and coordinates: each step folds its number
       into the key, each leaf takes its own split. It is a function of the state alone, and so the
-      same under jit, scan, donation, sharding and after a restore. **Two states with one key draw
-      the same noise**: calling `init` again replays it, so take a new key for every run. Tails are
-      those of `noise.normal_from_words`.
+      same under jit, scan, donation and after a restore, and bit for bit the same under `jit` with
+      sharded arrays. Inside `shard_map`, where each device sees its own piece of an update or its
+      parameter (pass `params`), it also folds the device's place into the key, so that pieces have
+      independent noise and copies equal noise; `pmap` holds copies. **Two states with one key draw
+      the same noise**: calling `init` again replays it, so take a new key for every run; replicas
+      under `vmap` and `pmap` need keys of their own, unless they shall stay equal. After 2^31 - 1
+      updates, where the count ends, updates are NaN. Tails are those of `noise.normal_from_words`.
 
     >>> tx = add_gaussian_noise(0.1, jax.random.key(0))
     >>> zeros = jnp.zeros(3)
@@ -289,7 +199,7 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     False
     """
     if not callable(noise_scale) and not schedules.is_traced(noise_scale):
-        noise_scale = checks.positive("noise_scale", noise_scale)
+        noise_scale = check_noise_scale(checks.positive("noise_scale", noise_scale))
     key = keys.as_key(key)
     kind = str(jax.random.key_impl(key))
     if kind != "threefry2x32":
@@ -305,23 +215,40 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     def update(
         updates: Any, state: AddGaussianNoiseState, params: Any = None
     ) -> tuple[Any, AddGaussianNoiseState]:
-        del params
         stream = jax.random.wrap_key_data(state.key_data, impl="threefry2x32")
         step_key = jax.random.fold_in(stream, state.count)
         leaves, treedef = jax.tree.flatten(updates)
+        holders = jax.tree.leaves(params)
+        if len(holders) != len(leaves):
+            holders = leaves
         leaf_keys = jax.random.split(step_key, len(leaves))
-        noised = [
-            _add_noise(leaf, leaf_keys[i], noise_scale, state.count)
-            for i, leaf in enumerate(leaves)
-        ]
+        noised = []
+        for i, (leaf, holder) in enumerate(zip(leaves, holders, strict=True)):
+            # An update may be a constant where the parameter is a piece.
+            axes, leaf_key = parallel.pieces_axes(leaf, holder), leaf_keys[i]
+            if axes:
+                leaf_key = jax.random.fold_in(leaf_key, jax.lax.axis_index(axes))
+            noised.append(_add_noise(leaf, leaf_key, noise_scale, state.count))
         next_state = AddGaussianNoiseState(optax.safe_increment(state.count), state.key_data)
         return jax.tree.unflatten(treedef, noised), next_state
 
     return optax.GradientTransformation(init, update)
 
 
+def check_noise_scale(values: checks.PerStep, zero_allowed: bool = False) -> checks.PerStep:
+    """Returns noise scales, or raises ValueError if float32 noise of their size is no noise."""
+    for value in np.unique(values):
+        too_small = value < SMALLEST_NOISE * (1 - 1e-6) and not (zero_allowed and value == 0)
+        if too_small or value > LARGEST_NOISE * (1 + 1e-6):
+            raise ValueError(
+                f"noise_scale must be between {SMALLEST_NOISE:g} and {LARGEST_NOISE:g}, where "
+                f"float32 arithmetic neither underflows nor overflows, got {float(value)!r}"
+            )
+    return values
+
+
 def _add_noise(leaf: Any, key: jax.Array, noise_scale: Any, count: jax.Array) -> jax.Array:
-    dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    dtype = norms.wide_dtype(leaf)
     scale: Any
     if isinstance(noise_scale, schedules.Lookup):
         scale = noise_scale.rounded_up(count, dtype)
@@ -329,5 +256,7 @@ def _add_noise(leaf: Any, key: jax.Array, noise_scale: Any, count: jax.Array) ->
         scale = schedules.round_up(noise_scale, dtype)
     else:
         scale = schedules.value_at(noise_scale, count)
+    scale = jnp.asarray(scale, dtype)
+    usable = (scale >= 0) & (scale <= LARGEST_NOISE * (1 + 1e-6)) & (count < LAST_COUNT)
     draw = noise.standard_normal(key, jnp.shape(leaf), dtype)
-    return jnp.asarray(leaf, dtype) + jnp.asarray(scale, dtype) * draw
+    return jnp.asarray(leaf, dtype) + jnp.where(usable, scale, jnp.nan) * draw

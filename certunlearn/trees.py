@@ -50,5 +50,14 @@ def check_same_shapes(params: Any, middles: list[Any]) -> None:
             )
 
 
+def center_leaves(leaves: list[Any], params: Any, center: Any) -> list[Any]:
+    """The centre's leaves, or zeros without one; ValueError if they do not fit."""
+    if center is None:
+        return [0.0] * len(leaves)
+    middles = jax.tree.leaves(center)
+    check_same_shapes(params, middles)
+    return middles
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path) or "the root"
