@@ -14,6 +14,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,9 @@ def cell(product: float, delta: float, steps: int, nominal: float) -> dict[str, 
     }
 
 
-def table(cells: list[dict[str, float]]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Ratios by game and nominal epsilon, those beyond their target in bold."""
+    cells = results["cells"]
     head = "| learning rate x weight decay | delta | steps | " + " | ".join(
         f"eps {nominal:g}" for nominal in NOMINAL
     )
@@ -82,7 +84,9 @@ def table(cells: list[dict[str, float]]) -> str:
         "is nearly 0, and delta so flat as a function of it that a ratio of epsilons says little, "
         "as a few per cent more noise make up for it; and mirrors are not the best pairing there."
     )
-    return "\n".join([said, "", *lines, ""])
+    packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    made = f"On {results['device']}, Python {results['python']}, {packages}."
+    return "\n".join([said, "", *lines, "", made, ""])
 
 
 def main() -> None:
@@ -102,14 +106,17 @@ def main() -> None:
                     print(json.dumps(cells[-1]), flush=True)
     results = {
         "command": "python benchmarks/coupling_grid.py",
-        "versions": {n: importlib.metadata.version(n) for n in ("jax", "numpy", "scipy")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("certunlearn", "jax", "numpy", "scipy")
+        },
         "python": platform.python_version(),
         "device": platform.machine(),
         "cells": cells,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "table.md").write_text(table(cells))
+    (args.out / "table.md").write_text(table(results))
 
 
 if __name__ == "__main__":

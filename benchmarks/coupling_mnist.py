@@ -255,7 +255,9 @@ def to_text(record: dict[str, Any]) -> str:
         f"{percent(original['forget'])}."
     )
     tables = [table(record["settings"]), "## As C0 shrinks, all else equal", table(record["radii"])]
-    return "\n\n".join([CLAIM, sizes, "## Three settings", *tables]) + "\n"
+    packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    made = f"On {record['device']}, {record['machine']}, with {packages}."
+    return "\n\n".join([CLAIM, sizes, "## Three settings", *tables, made]) + "\n"
 
 
 def draw(axes: Axes, x: Sequence[float], points: Sequence[Any], **style: Any) -> None:
