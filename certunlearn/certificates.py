@@ -15,9 +15,17 @@ import os
 import platform
 from typing import Any
 
-from certunlearn import accounting, checks, files, mechanisms
+import numpy as np
 
-SCHEMA = "certunlearn.certificate/1"
+from certunlearn import (
+    accounting,
+    certificate_format,
+    checks,
+    files,
+    mechanisms,
+    optimizer,
+    rounding,
+)
 
 # Recomputing on another machine may differ in the last digits of a special function.
 TOLERANCE = 1e-9
@@ -26,38 +34,10 @@ COUPLING_TOLERANCE = 1e-5
 # The attack is a search: one that stops a round earlier loses about this much at most.
 ATTACK_TOLERANCE = 1e-4
 
-_NUMBER = (int, float)
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "schema": (str,),
-    "mechanism": (dict,),
-    "noise_scale": (int, float, list),
-    "epsilon": _NUMBER,
-    "epsilon_lower_bound": (int, float, type(None)),
-    "delta": _NUMBER,
-    "mu": (int, float, type(None)),
-    "total_variation": _NUMBER,
-    "accountant": (str,),
-    "steps_run": (int,),
-    "coverage": (dict,),
-    "assumptions": (list,),
-    "key_source": (str,),
-    "versions": (dict,),
-    "retain_size": (int, type(None)),
-    "forget_size": (int, type(None)),
-    "finetune_steps": (int,),
-    "created": (str,),
-    "params_digest": (str,),
-    "record_digest": (str,),
-}
-# Absent from certificates issued before there were such fields, which stay valid; absent is None.
-_OPTIONAL = ("epsilon_lower_bound",)
-_COVERAGE: dict[str, type] = {
-    "parameters": int,
-    "leaves": int,
-    "dtypes": list,
-    "frozen": list,
-    "frozen_parameters": int,
-}
+# Most deletions that private training is certified for.
+MOST_DELETIONS = 10_000
+# Absent from certificates issued before there were such fields; absent is None.
+_OPTIONAL = ("epsilon_lower_bound", "evidence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,18 +66,29 @@ class Certificate:
       total_variation: no event is more likely than under the reference by more than this.
       accountant: which accountant derived epsilon and total_variation.
       steps_run: number of noisy steps that were run.
+      evidence: how the issuer knows `steps_run`: `"optimizer state"` if the count in the
+        optimizer's state was compared with it, or `"word of the issuer"`.
       coverage: how many parameters and leaves the guarantee covers, their dtypes, and the paths
         and number of the frozen ones, which it does not.
       assumptions: what the claim rests on, in sentences.
       key_source: how the noise key was drawn; never the key.
       versions: of the software that ran.
-      retain_size: number of retain examples, or None if not said.
+      retain_size: number of retain examples, or None if not said; always None for DP-SGD.
       forget_size: number of forget examples, or None if not said.
       finetune_steps: noiseless steps after the noisy ones (free: post-processing).
       created: when, in UTC (ISO 8601).
       params_digest: SHA-256 of the released parameters, as `params_digest` computes it.
       record_digest: SHA-256 of all other fields. It catches accidents and careless edits; it is
-        no signature, so it does not say *who* issued the certificate.
+        no signature, so it does not say *who* issued the certificate: see `certunlearn.signing`.
+
+    Why it may be published:
+      No field may tell a run that saw the forget set from the reference. The mechanism, the noise,
+      delta and the counts of steps were fixed without looking at the model (an assumption);
+      epsilon, its bounds, mu and total variation follow from them; coverage is the architecture;
+      the digest is a function of what is released. `retain_size` is the same in both runs, which
+      use the same retain data, but for DP-SGD, whose reference lacks examples: there it is absent.
+      `forget_size` is the request's, which both runs are given. Time and versions are the
+      operator's.
     """
 
     schema: str
@@ -110,6 +101,7 @@ class Certificate:
     total_variation: float
     accountant: str
     steps_run: int
+    evidence: str | None = None
     coverage: dict[str, Any]
     assumptions: list[str]
     key_source: str
@@ -126,30 +118,36 @@ class Certificate:
         """What the claim compares with: `"retrained"` or `"center"`."""
         return self.mechanism.get("reference", "retrained")
 
+    def to_json(self) -> str:
+        """The certificate as its file holds it."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the certificate as JSON; `path` is replaced whole or not at all."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        text = self.to_json()
         files.write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Certificate":
         """Reads a certificate and checks its format; `verify` checks what it claims.
 
+        One of format 1 is read too, but no longer verifies.
+
         Raises:
           OSError: if the file cannot be read.
           ValueError: if it is not a well-formed certificate, saying what is wrong.
         """
         with open(path, "rb") as file:
-            content = file.read()
+            # No more is read than an honest certificate has.
+            content = file.read(certificate_format.MOST_BYTES + 1)
         try:
-            record = json.loads(content.decode(), parse_constant=_refuse_constant)
+            record = certificate_format.parse(content)
+            problems = certificate_format.problems(record)
         except ValueError as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is not a certificate: not valid JSON ({error})"
-            ) from error
-        problems = format_problems(record)
+            problems = [str(error)]
         if problems:
-            raise ValueError(f"{os.fspath(path)!r} is not a certificate: {'; '.join(problems)}")
+            name = certificate_format.printable(os.fspath(path), most=1_000)
+            raise ValueError(f"{name!r} is not a certificate: {problems[0]}")
         return cls(**record)
 
 
@@ -159,9 +157,10 @@ def certify(
     noise_scale: Any,
     delta: float,
     params: Any,
+    state: Any = None,
+    steps_run: int | None = None,
     epsilon: float | None = None,
     accountant: str | None = None,
-    steps_run: int | None = None,
     frozen: Any = (),
     key_source: str = "not said",
     retain_size: int | None = None,
@@ -175,22 +174,28 @@ def certify(
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
       delta: the claim's delta.
       params: the released parameters, a pytree of arrays.
+      state: the state of `noisy_sgd` after the last step, by itself or within that of a wrapper or
+        a `TrainState`: evidence that the steps were taken. It is looked at and not kept. Without
+        it, `steps_run` must be given and is taken at its word, which the certificate says.
+      steps_run: noisy steps that were run; with `state` None means all that were planned.
       epsilon: the epsilon that `noise_scale` was calibrated for, refused if the whole plan was run
         and it does not hold. Recorded is what recomputing gives (coupling's noise leaves a little
         room, so that is less), or this number where they differ in the last digits only.
       accountant: see `certunlearn.epsilon`; None for the one that certifies the least epsilon.
         Which that was is recorded. A run stopped before its plan's end where the closed form does
         not hold is certified by interpolation.
-      steps_run: noisy steps that were run, if fewer than planned.
       frozen: paths of the leaves that were kept fixed, as `named_leaves` names them.
-      key_source: how the noise key was drawn, in words. Never the key.
-      retain_size: number of retain examples.
+      key_source: how the noise key was drawn: `keys.FROM_SYSTEM`, `keys.FROM_CALLER` or
+        `"not said"`.
+      retain_size: number of retain examples; None for `DPSGD`, where it is private.
       forget_size: number of forget examples.
       finetune_steps: noiseless steps after the noisy ones.
 
     Raises:
       TypeError: if an argument is not of the right kind.
-      ValueError: if one is out of range, or the calibrated epsilon does not hold.
+      ValueError: if one is out of range, the calibrated epsilon does not hold, `state` counted
+        other steps, sizes contradict the mechanism, or the released parameters are not finite or
+        too large for the noise (see `certunlearn.rounding`).
 
     Guarantee:
       The certificate claims only what `accounting.epsilon` derives from the recorded numbers.
@@ -199,37 +204,25 @@ def certify(
     delta = checks.open_unit("delta", delta)
     forget_size = checks.optional_count("forget_size", forget_size)
     retain_size = checks.optional_count("retain_size", retain_size)
+    tuned = checks.optional_count("finetune_steps", finetune_steps) or 0
+    checks.choice("key_source", key_source, certificate_format.KEY_SOURCES)
     mechanisms.check(mechanism)
+    contradictions = mechanism.size_problems(retain_size, forget_size)
+    if contradictions:
+        raise ValueError(contradictions[0])
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-    steps_run = mechanism.steps if steps_run is None else steps_run
+    steps_run, evidence = _steps_run(mechanism, state, steps_run)
     run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
-    claim: dict[str, Any] = {"noise_scale": run_scale, "delta": delta}
-    if accountant is None:
-        actual, accountant = accounting.least_epsilon(run, **claim)
-    else:
-        try:
-            actual = accounting.epsilon(run, **claim, accountant=accountant)
-        except ValueError:
-            if steps_run == mechanism.steps:
-                raise
-            accountant = "interpolation"
-            actual = accounting.epsilon(run, **claim, accountant=accountant)
-    if not math.isfinite(actual):
-        raise ValueError(f"noise_scale={noise_scale!r} is too small to certify any finite epsilon")
-    if epsilon is not None and steps_run == mechanism.steps:
-        epsilon = checks.positive("epsilon", epsilon)
-        if actual > epsilon * (1 + TOLERANCE):
-            raise ValueError(
-                f"epsilon={epsilon!r} does not hold: noise_scale={noise_scale!r} gives {actual!r}"
-            )
-        if actual >= epsilon * (1 - TOLERANCE):
-            actual = epsilon
+    rounding.check(mechanism, scale, covered_leaves(params, frozen))
+    actual, accountant = _epsilon(mechanism, run, run_scale, delta, epsilon, accountant)
     record: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": certificate_format.SCHEMA,
         "mechanism": mechanisms.to_record(mechanism),
         "noise_scale": list(scale) if isinstance(scale, tuple) else scale,
         "epsilon": actual,
-        "epsilon_lower_bound": accounting.affordable_lower_bound(run, **claim),
+        "epsilon_lower_bound": accounting.affordable_lower_bound(
+            run, noise_scale=run_scale, delta=delta
+        ),
         "delta": delta,
         "mu": accounting.mu(run, noise_scale=run_scale),
         "total_variation": accounting.total_variation(
@@ -237,68 +230,112 @@ def certify(
         ),
         "accountant": accountant,
         "steps_run": steps_run,
+        "evidence": evidence,
         "coverage": coverage_of(params, frozen),
         "assumptions": list(mechanism.assumptions),
         "key_source": key_source,
         "versions": _versions(),
         "retain_size": retain_size,
         "forget_size": forget_size,
-        "finetune_steps": finetune_steps,
+        "finetune_steps": tuned,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params_digest": files.params_digest(params),
     }
     record["record_digest"] = record_digest(record)
-    problems = format_problems(record)
+    problems = certificate_format.problems(record)
     if problems:
-        raise ValueError("; ".join(problems))
-    return Certificate(**record)
+        raise ValueError(f"no such certificate can be issued: {problems[0]}")
+    certificate = Certificate(**record)
+    if len(certificate.to_json()) > certificate_format.MOST_BYTES:
+        raise ValueError(
+            f"mechanism must fit into a certificate of {certificate_format.MOST_BYTES} bytes: "
+            f"its {mechanism.steps} steps with schedules do not"
+        )
+    return certificate
 
 
-def format_problems(record: Any) -> list[str]:
-    """What is wrong with a record's form, a sentence each; nothing about what it claims."""
-    if not isinstance(record, dict):
-        return ["not a JSON object"]
-    record = dict.fromkeys(_OPTIONAL) | record
-    if set(record) != set(_FIELDS):
-        missing = sorted(set(_FIELDS) - set(record))
-        unknown = sorted(set(record) - set(_FIELDS))
-        return [f"missing fields: {missing}"] * bool(missing) + [
-            f"unknown fields: {unknown}"
-        ] * bool(unknown)
-    problems = [
-        f"{name} has the wrong type: {record[name]!r}"
-        for name, kinds in _FIELDS.items()
-        if not isinstance(record[name], kinds) or isinstance(record[name], bool)
-    ]
-    if problems:
-        return problems
-    if record["schema"] != SCHEMA:
-        problems.append(f"schema must be {SCHEMA!r}, got {record['schema']!r}")
-    coverage = record["coverage"]
-    if set(coverage) != set(_COVERAGE) or any(
-        not isinstance(coverage[name], kind) or isinstance(coverage[name], bool)
-        for name, kind in _COVERAGE.items()
-    ):
-        problems.append(f"coverage must hold {', '.join(_COVERAGE)}, got {coverage!r}")
-    elif coverage["parameters"] < 1:
-        problems.append(f"coverage must name at least one parameter, got {coverage!r}")
-    for name in ("retain_size", "forget_size", "finetune_steps"):
-        least = 0 if name != "retain_size" else 1
-        if record[name] is not None and record[name] < least:
-            problems.append(f"{name} must be at least {least}, got {record[name]}")
-    for name in ("params_digest", "record_digest"):
-        digest = record[name]
-        if len(digest) != 64 or any(c not in "0123456789abcdef" for c in digest):
-            problems.append(f"{name} must be 64 hexadecimal digits, got {digest!r}")
-    for name in ("epsilon", "mu", "total_variation"):
-        if record[name] is not None and not (math.isfinite(record[name]) and record[name] >= 0):
-            problems.append(f"{name} must be finite and not negative, got {record[name]!r}")
-    least = record["epsilon_lower_bound"]
-    if least is not None and not 0 <= least < math.inf:
-        problems.append(f"epsilon_lower_bound must be finite and not negative, got {least!r}")
-    if not 0 < record["delta"] < 1:
-        problems.append(f"delta must be strictly between 0 and 1, got {record['delta']!r}")
-    return problems
+def _steps_run(mechanism: Any, state: Any, steps_run: Any) -> tuple[int, str]:
+    """How many noisy steps were run, and how that is known."""
+    if steps_run is not None:
+        steps_run = checks.positive_int("steps_run", steps_run)
+    if state is None:
+        if steps_run is None:
+            raise ValueError(
+                "state must be the state of noisy_sgd after the last step, which has counted the "
+                "steps, got None; without it say steps_run yourself"
+            )
+        return steps_run, certificate_format.SAID
+    counted = optimizer.evidence(state)
+    claimed = mechanism.steps if steps_run is None else steps_run
+    if counted.steps != claimed:
+        raise ValueError(
+            f"steps_run is {claimed}, but state has counted {counted.steps} noisy steps: something "
+            "left updates out, or the run ended early. If it was stopped for a reason that does "
+            f"not depend on the model, say so with steps_run={counted.steps}"
+        )
+    if counted.nonfinite and not mechanism.tolerates_nonfinite:
+        raise ValueError(
+            f"state has counted {counted.nonfinite} gradients that were not finite: without those "
+            f"steps {type(mechanism).__name__} does not bring models as close as it certifies"
+        )
+    return claimed, certificate_format.COUNTED
+
+
+def _epsilon(
+    planned: Any,
+    run: Any,
+    run_scale: checks.PerStep,
+    delta: float,
+    epsilon: float | None,
+    accountant: str | None,
+) -> tuple[float, str]:
+    """The epsilon to certify, and the accountant that derives it."""
+    claim: dict[str, Any] = {"noise_scale": run_scale, "delta": delta}
+    if accountant is None:
+        actual, accountant = accounting.least_epsilon(run, **claim)
+    else:
+        refuse_costly(run, run_scale, accountant)
+        try:
+            actual = accounting.epsilon(run, **claim, accountant=accountant)
+        except ValueError:
+            if run.steps == planned.steps:
+                raise
+            accountant = "interpolation"
+            actual = accounting.epsilon(run, **claim, accountant=accountant)
+    if not math.isfinite(actual):
+        raise ValueError(f"noise_scale={run_scale!r:.80} is too small to certify a finite epsilon")
+    if epsilon is not None and run.steps == planned.steps:
+        epsilon = checks.positive("epsilon", epsilon)
+        if actual > epsilon * (1 + TOLERANCE):
+            raise ValueError(
+                f"epsilon={epsilon!r} does not hold: noise_scale={run_scale!r:.80} gives {actual!r}"
+            )
+        if actual >= epsilon * (1 - TOLERANCE):
+            actual = epsilon
+    return actual, accountant
+
+
+def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
+    """Refuses claims that would take long to derive and that nobody issues.
+
+    Raises:
+      ValueError: if coupling is asked about a run whose epsilon is in the hundreds anyway, or more
+        deletions are claimed of private training than any table of them could hold.
+    """
+    if accountant == "coupling":
+        mu = accounting.mu(run, noise_scale=run_scale)
+        if mu is None or not mu <= accounting.COUPLED_MU:
+            raise ValueError(
+                f"accountant must be another than coupling where interpolation gives mu above "
+                f"{accounting.COUPLED_MU:g}, got mu = {mu!r}"
+            )
+    if accountant == "dp-accounting" and run.deletions > MOST_DELETIONS:
+        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {run.deletions}")
+
+
+def covered_leaves(params: Any, frozen: Any) -> list[np.ndarray]:
+    """The arrays of `params` that the guarantee covers."""
+    return [leaf for name, leaf in files.named_leaves(params).items() if name not in set(frozen)]
 
 
 def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
@@ -336,7 +373,3 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number that a certificate may hold")

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn import accounting, certificates, checks, files, mechanisms
+from certunlearn import (
+    accounting,
+    certificate_format,
+    certificates,
+    checks,
+    files,
+    mechanisms,
+    rounding,
+)
 from certunlearn.certificates import Certificate
 
 
@@ -32,72 +40,96 @@ class Verification:
 def verify(certificate: Certificate, params: Any = None) -> Verification:
     """Derives a certificate's claim again from what it records.
 
+    Checks go from cheap to costly and end at the first that fails: the form, the digest, the
+    parameters, the sizes and assumptions, then epsilon. A claim takes some ten seconds at most,
+    whatever the record holds.
+
     Args:
       certificate: as issued or loaded.
       params: the released parameters, to be held against the recorded digest; a pytree, or the
         flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
 
     Returns:
-      A `Verification`: test it like a boolean; `problems` says what is wrong.
+      A `Verification`: test it like a boolean; `problems` says what is wrong. Its texts are lines
+      of printable ASCII, whatever the record or the parameters hold.
 
     Raises:
       TypeError: if `certificate` is not a `Certificate`.
+      ModuleNotFoundError: if the claim is by dp-accounting and that package is missing.
 
     Guarantee:
       A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
       delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
-      the certificate was issued for. It cannot tell whether the issuer told the truth.
+      the certificate was issued for. It cannot tell whether the issuer told the truth; who that is
+      a signature tells (`certunlearn.signing`).
     """
     if not isinstance(certificate, Certificate):
-        raise TypeError(f"certificate must be a Certificate, got {certificate!r}")
-    record = dataclasses.asdict(certificate)
-    problems = certificates.format_problems(record)
+        raise TypeError(f"certificate must be a Certificate, got {type(certificate).__name__}")
+    record = {
+        field.name: getattr(certificate, field.name) for field in dataclasses.fields(certificate)
+    }
+    problems = certificate_format.problems(record)
     if problems:
         return Verification(ok=False, problems=tuple(problems), summary="malformed certificate")
-    problems = _digest_problems(record) + _claim_problems(certificate)
-    if params is not None:
-        problems += _params_problems(certificate, params)
-    return Verification(ok=not problems, problems=tuple(problems), summary=_summary(certificate))
+    problems = _digest_problems(record)
+    if not problems and params is not None:
+        problems = _params_problems(certificate, params)
+    problems = problems or _claim_problems(certificate)
+    return Verification(
+        ok=not problems,
+        problems=tuple(certificate_format.printable(text, 1_000) for text in problems),
+        summary=_summary(certificate),
+    )
 
 
 def _digest_problems(record: dict[str, Any]) -> list[str]:
-    if record["record_digest"] == certificates.record_digest(record):
-        return []
-    return ["record_digest does not match: a field was altered after the certificate was issued"]
+    if record["record_digest"] != certificates.record_digest(record):
+        return [
+            "record_digest does not match: a field was altered after the certificate was issued"
+        ]
+    if record["schema"] != certificate_format.SCHEMA:
+        return [
+            f"schema is {record['schema']!r}, whose assumptions leave out what they must name: "
+            "have the certificate issued anew"
+        ]
+    return []
 
 
 def _claim_problems(certificate: Certificate) -> list[str]:
+    """What is wrong with the claim: the first problem found."""
     try:
         planned = mechanisms.from_record(certificate.mechanism)
         run = planned.first(certificate.steps_run)
         scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
         run_scale = certificates.first_steps(scale, certificate.steps_run)
-        derived = {
-            "epsilon": accounting.epsilon(
-                run,
-                noise_scale=run_scale,
-                delta=certificate.delta,
-                accountant=certificate.accountant,
-            ),
-            "mu": accounting.mu(run, noise_scale=run_scale),
-            "total_variation": accounting.total_variation(
-                run, noise_scale=run_scale, accountant=certificate.accountant
-            ),
-        }
-    except (TypeError, ValueError) as error:
+        if certificate.assumptions != list(planned.assumptions):
+            return ["the assumptions are not those of the mechanism"]
+        problems = planned.size_problems(certificate.retain_size, certificate.forget_size)
+        if problems:
+            return problems
+        certificates.refuse_costly(run, run_scale, certificate.accountant)
+        return _number_problems(certificate, run, run_scale)
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
         return [f"the claim cannot be derived: {error}"]
-    problems = []
+
+
+def _number_problems(certificate: Certificate, run: Any, run_scale: checks.PerStep) -> list[str]:
+    """Whether the recorded numbers are what the recorded run gives, the cheap ones first."""
     coupled = certificate.accountant == "coupling"
     tolerance = certificates.COUPLING_TOLERANCE if coupled else certificates.TOLERANCE
-    for name, value in derived.items():
-        recorded = getattr(certificate, name)
+    claim: dict[str, Any] = {"noise_scale": run_scale, "accountant": certificate.accountant}
+    derive = {
+        "mu": lambda: accounting.mu(run, noise_scale=run_scale),
+        "epsilon": lambda: accounting.epsilon(run, delta=certificate.delta, **claim),
+        "total_variation": lambda: accounting.total_variation(run, **claim),
+    }
+    for name, derived in derive.items():
+        recorded, value = getattr(certificate, name), derived()
         if (recorded is None) != (value is None) or not math.isclose(
             recorded or 0.0, value or 0.0, rel_tol=tolerance, abs_tol=1e-15
         ):
-            problems.append(f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}")
-    if certificate.assumptions != list(planned.assumptions):
-        problems.append("the assumptions are not those of the mechanism")
-    return problems + _lower_bound_problems(certificate, run, run_scale)
+            return [f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}"]
+    return _lower_bound_problems(certificate, run, run_scale)
 
 
 def _lower_bound_problems(
@@ -115,7 +147,7 @@ def _lower_bound_problems(
     if reached is None:
         return [
             f"epsilon_lower_bound is recorded as {recorded!r}, but is not worked out for more than "
-            f"{accounting.MOST_ATTACKED} steps"
+            f"{accounting.MOST_ATTACKED} steps, or a mu above {accounting.COUPLED_MU:g}"
         ]
     if recorded > reached * (1 + certificates.ATTACK_TOLERANCE):
         return [
@@ -125,16 +157,25 @@ def _lower_bound_problems(
 
 
 def _params_problems(certificate: Certificate, params: Any) -> list[str]:
-    digest = files.params_digest(params)
-    if digest == certificate.params_digest:
-        coverage = certificates.coverage_of(params, certificate.coverage["frozen"])
-        if coverage == certificate.coverage:
-            return []
-        return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
-    return [
-        f"params are not the released ones: their SHA-256 is {digest}, the certificate is for "
-        f"{certificate.params_digest}"
-    ]
+    """Whether the parameters are those that the certificate was issued for, and carry its noise."""
+    frozen = certificate.coverage["frozen"]
+    try:
+        digest = files.params_digest(params)
+        if digest != certificate.params_digest:
+            return [
+                f"params are not the released ones: their SHA-256 is {digest}, the certificate is "
+                f"for {certificate.params_digest}"
+            ]
+        coverage = certificates.coverage_of(params, frozen)
+        if coverage != certificate.coverage:
+            return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
+        mechanism = mechanisms.from_record(certificate.mechanism)
+        rounding.check(
+            mechanism, certificate.noise_scale, certificates.covered_leaves(params, frozen)
+        )
+    except (TypeError, ValueError, ArithmeticError) as error:
+        return [f"params are not what a certificate can be for: {error}"]
+    return []
 
 
 def interval(certificate: Certificate) -> str:
@@ -162,6 +203,7 @@ def _summary(certificate: Certificate) -> str:
         f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
         f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",
         f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
+        f"steps known by      {certificate.evidence}",
         f"noise key           {certificate.key_source}",
         f"created             {certificate.created}",
         f"parameters SHA-256  {certificate.params_digest}",

@@ -40,7 +40,7 @@ MOST_ATTACKED = 2000
 _MAX_HORIZON = 200_000
 # Most mu, by interpolation, at which coupling is tried unasked. Beyond it epsilon is in the
 # hundreds: worth nothing to anyone, and e^epsilon nears the end of float64.
-_COUPLED_MU = 20.0
+COUPLED_MU = 20.0
 # Coupling is never worse than interpolation, but may reach the same number by other sums.
 _TIE = 1e-9
 
@@ -279,11 +279,13 @@ def epsilon_bracket(
 def affordable_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> float | None:
     """`epsilon_lower_bound`, or None if there is none or it would take long.
 
-    It would for more than `MOST_ATTACKED` steps.
+    It would for more than `MOST_ATTACKED` steps, or a mu above `COUPLED_MU`.
     """
     scale = _arguments(mechanism, noise_scale)
     if mechanism.steps > MOST_ATTACKED or not mechanism.attackable:
         return None
+    if runs.mu_curve(mechanism, scale)[-1] > COUPLED_MU:
+        return None  # an epsilon in the hundreds: what the attack reaches is of no use
     return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
 
 
@@ -379,7 +381,7 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
         return ("interpolation",)
     if not np.any(mechanism.contraction):
         return ("interpolation", "product")
-    if scale is None or runs.mu_curve(mechanism, scale)[-1] <= _COUPLED_MU:
+    if scale is None or runs.mu_curve(mechanism, scale)[-1] <= COUPLED_MU:
         return names
     return tuple(name for name in names if name != "coupling")
 

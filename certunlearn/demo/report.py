@@ -154,7 +154,10 @@ def _accuracy(axes: Axes, result: Result) -> None:
 
 def _epsilon(axes: Axes, result: Result) -> None:
     certificate, mechanism = result.certificate, result.mechanism
-    claim = {"noise_scale": certificate.noise_scale, "delta": certificate.delta}
+    claim: dict[str, Any] = {
+        "noise_scale": certificate.noise_scale,
+        "delta": certificate.delta,
+    }
     steps, last = mechanism.steps, result.curve[-1][0]
     curve = accounting.epsilon_curve(mechanism, **claim, accountant="interpolation")
     axes.plot(range(1, steps + 1), curve[1:], color="C1", label="interpolation, if stopped here")
