@@ -122,9 +122,7 @@ def prepare(
     data = inputs.arrays("retain_data", retain_data, keys=True)
     size = batches.data_size(data)
     batch_size = batches.check_batch_size(batch_size, size)
-    microbatch_size = inputs.microbatch(
-        microbatch_size, per_example or systems.samples(mechanism)
-    )
+    microbatch_size = inputs.microbatch(microbatch_size, per_example or systems.samples(mechanism))
     systems.check_run(
         mechanism,
         size=size,

@@ -206,7 +206,7 @@ def unlearn(
                 noise_scale=run.scale,
                 delta=delta,
                 params=released,
-                **_pending(opt_state),
+                state=opt_state,
                 epsilon=epsilon,
                 accountant=accountant,
                 steps_run=noisy.step,
@@ -251,13 +251,3 @@ def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data:
             stacklevel=3,
         )
         return None
-
-
-def _pending(opt_state):  # TEMPORARY
-    import inspect
-
-    return (
-        {"state": opt_state}
-        if "state" in inspect.signature(certificates.certify).parameters
-        else {}
-    )
