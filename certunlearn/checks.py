@@ -15,27 +15,46 @@ PerStep = float | tuple[float, ...]
 MOST_STEPS = 2**31 - 2
 # Other counts: what a file or an array can hold.
 _MOST = 2**63 - 1
-_SHOWN = 80
+_SHOWN = 80  # characters of a value in an error message
+_BITS = 200  # of whole numbers that are shown; Python refuses to print very long ones
 _NUMERIC = "iuf"
 
 
 def shown(value: Any) -> str:
-    """`value` for an error message, in at most about 80 characters, whatever it is.
+    """`value` for an error message: one line of at most about 80 characters, whatever it is.
+
+    Numbers, text and short flat collections of them are shown; of arrays, states, keys and other
+    objects only the kind is, as they may be secret.
 
     >>> shown(list(range(1000))), shown(np.zeros((2, 3)))
     ('[0, 1, 2, 3, 4, 5, ...]', 'an array of float64 of shape (2, 3)')
     """
-    if isinstance(value, np.ma.MaskedArray):
-        return f"a masked array of shape {value.shape}"
-    if np.iterable(value) and hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array of {value.dtype} of shape {tuple(value.shape)}"
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a whole number of {value.bit_length()} bits"
-    try:
+    if _is_huge(value):
+        text = f"a whole number of {value.bit_length()} bits"
+    elif _is_plain(value):
         text = reprlib.repr(value)
-    except Exception:  # a repr that fails must not hide the error that it was for
+    elif isinstance(value, np.ma.MaskedArray):
+        text = f"a masked array of shape {value.shape}"
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        text = f"an array of {value.dtype} of shape {tuple(value.shape)}"
+    elif isinstance(value, type):
+        text = f"the class {value.__name__}"
+    elif type(value) in (list, tuple, set, dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        flat = all(_is_plain(part) and not _is_huge(part) for part in parts)
+        text = reprlib.repr(value) if flat else f"a {type(value).__name__} of {len(value)} items"
+    else:
         text = f"an object of type {type(value).__name__}"
+    text = " ".join(text.split())
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | complex | str | bytes | np.generic)
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > _BITS
 
 
 def positive(name: str, value: Any) -> float:
@@ -121,6 +140,27 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
         )
     return value
+
+
+def numbers(name: str, value: Any) -> Any:
+    """Returns `value` as an array of real numbers or bools: itself, if it is one (traced or not).
+
+    Raises:
+      TypeError: for anything else: ragged lists, text, complex numbers, objects, sparse matrices,
+        iterators, and masked arrays, whose masks would be lost.
+    """
+    wanted = f"{name} must be an array of real numbers, got {shown(value)}"
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{wanted}: fill the masked values first")
+    array = value
+    if not (hasattr(value, "dtype") and hasattr(value, "__array__")):
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # whatever another library's conversion raises
+            raise TypeError(wanted) from error
+    if getattr(array.dtype, "kind", "") not in (*_NUMERIC, "b", "V"):
+        raise TypeError(wanted)
+    return array
 
 
 def per_step(name: str, value: Any, steps: int, *, zero_allowed: bool = False) -> PerStep:

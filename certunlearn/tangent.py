@@ -23,6 +23,7 @@ class LogisticLoss:
       smoothness: L, of the whole loss in w.
       gradient_bound: G, on each example's gradient *without* the L2 term.
       radius: where G holds: everywhere.
+      solution_norm: the largest norm of a minimiser: not bounded here.
     """
 
     loss_fn: Callable[[Any, Any], jax.Array]
@@ -31,6 +32,7 @@ class LogisticLoss:
     smoothness: float
     gradient_bound: float
     radius: float = math.inf
+    solution_norm: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,11 +228,15 @@ def linearized(
     (0.1, 0.6)
     """
     if not callable(apply_fn):
-        raise TypeError(f"apply_fn must be a function of params and inputs, got {apply_fn!r}")
+        raise TypeError(
+            f"apply_fn must be a function of params and inputs, got {checks.shown(apply_fn)}"
+        )
     radius = checks.positive("radius", radius)
     norms.check_norm("radius", radius)
     if not jax.tree.leaves(public_params):
-        raise ValueError(f"public_params must hold at least one array, got {public_params!r}")
+        raise ValueError(
+            f"public_params must hold at least one array, got {checks.shown(public_params)}"
+        )
     trees.check_wide(public_params)
     trees.check_finite("public_params", public_params)
     return Linearized(apply_fn, jax.tree.map(jnp.asarray, public_params), radius)

@@ -4,9 +4,11 @@ import decimal
 import fractions
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 import certunlearn as cu
 from certunlearn import checks, mechanisms
@@ -157,6 +159,59 @@ def test_odd_numbers_for_steps_are_named(value, words):
     refused(checks.per_step, "some_name", value, 3)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "text",
+        1j,
+        [[1.0], [1.0, 2.0]],
+        [1.0, None],
+        ["1", "2"],
+        np.ma.array([1.0, 2.0]),
+        np.array([1.0, None], object),
+        np.array([1j]),
+        iter([1.0]),
+        scipy.sparse.eye(3),
+        {"a": 1.0},
+        jax.random.key(0),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_arrays_of_anything_else_are_refused(value):
+    assert "an array of real numbers" in refused(checks.numbers, "some_name", value)
+    loss = cu.convex.logistic_regression(feature_norm=1.0, l2=0.1)
+    good = np.zeros((2, 3)), np.zeros(2)
+    for data in ((value, good[1]), (good[0], value), value, (*good, value)):
+        with pytest.raises((TypeError, ValueError), match=r"(features|targets|data) must be"):
+            cu.convex.gradient_norm(loss, loss.init(3), data)
+    with pytest.raises(TypeError, match="features must be an array of real numbers"):
+        cu.convex.clip_features(value, 1.0)
+    with pytest.raises(TypeError, match="params must be an array of real numbers"):
+        cu.convex.gradient_norm(loss, value, good)
+
+
+def test_arrays_of_numbers_are_passed_on():
+    for value in ([1.0, 2.0], np.ones(2), jnp.ones(2), np.array([True]), jnp.ones(2, jnp.bfloat16)):
+        np.testing.assert_array_equal(checks.numbers("x", value), value)
+    traced = jax.jit(lambda x: cu.convex.clip_features(checks.numbers("x", x), 1.0))
+    assert traced(jnp.ones((2, 3))).shape == (2, 3)
+
+
+def test_messages_show_no_key_state_or_array():
+    key = jax.random.key(271828)
+    tx = cu.noisy_sgd(cu.OutputPerturbation(init_radius=1.0), 1.0, key=key)
+    for value in (key, jax.random.key_data(key), tx.init(jnp.full(2, 0.5)), [key], {"k": key}):
+        for check in (checks.real, checks.steps, checks.flag):
+            text = refused(check, "some_name", value)
+            assert "271828" not in text
+            assert "0.5" not in text
+        refused(checks.choice, "some_name", value, ("a",))
+    with pytest.raises(TypeError) as caught:
+        mechanisms.check(tx.init(jnp.ones(2)))
+    assert "271828" not in str(caught.value)
+
+
 def test_long_values_are_cut_in_messages():
     class Loud:
         def __repr__(self):
@@ -166,7 +221,7 @@ def test_long_values_are_cut_in_messages():
         def __repr__(self):
             raise RuntimeError
 
-    for value in (Loud(), Broken(), "y" * 10**6, [["z"] * 1000] * 1000, {"k": [HUGE]}):
+    for value in (Loud(), Broken(), "y" * 10**6, [["z"] * 1000] * 1000, {"k": [HUGE]}, [HUGE]):
         assert len(checks.shown(value)) <= 80
         assert len(refused(checks.real, "some_name", value)) < 130
 

@@ -53,7 +53,7 @@ class ConvexLoss:
     def __post_init__(self) -> None:
         """Checks every constant."""
         if not callable(self.loss_fn):
-            raise TypeError(f"loss_fn must be callable, got {self.loss_fn!r}")
+            raise TypeError(f"loss_fn must be callable, got {checks.shown(self.loss_fn)}")
         contraction(1.0, self.strong_convexity, self.smoothness)  # checks both
         for name in ("gradient_bound", "l2", "feature_norm"):
             checks.positive(name, getattr(self, name))
@@ -72,8 +72,18 @@ class ConvexLoss:
         return jnp.zeros((width,) if self.outputs is None else (width, self.outputs), dtype)
 
     def check_data(self, data: Any) -> None:
-        """Raises ValueError if concrete `data` break the bounds that the constants rest on."""
-        features, targets = (np.asarray(part) for part in data)
+        """Refuses concrete `data` that break the bounds that the constants rest on.
+
+        Raises:
+          TypeError: if `data` are not two arrays of numbers.
+          ValueError: if their shapes disagree or they break a bound.
+        """
+        if not (isinstance(data, tuple | list) and len(data) == 2):
+            raise TypeError(
+                f"data must be (features [n, d], targets [n, ...]), got {checks.shown(data)}"
+            )
+        features = np.asarray(checks.numbers("features", data[0]))
+        targets = np.asarray(checks.numbers("targets", data[1]))
         if features.ndim != 2 or len(features) == 0 or targets.shape[:1] != features.shape[:1]:
             shapes = f"shapes {features.shape} and {targets.shape}"
             raise ValueError(f"data must be (features [n, d], targets [n, ...]), got {shapes}")
@@ -100,6 +110,7 @@ def clip_features(features: Any, radius: float) -> jax.Array:
      [0.  0. ]]
     """
     norms.check_norm("radius", radius)
+    features = checks.numbers("features", features)
     if np.ndim(features) != 2:
         raise ValueError(f"features must be of shape [n, d], got {np.shape(features)}")
     return jax.vmap(lambda row: norms.clip_tree(row, radius).tree)(jnp.asarray(features))

@@ -20,7 +20,7 @@ class DataDependentSteps(int):
 class Trained(NamedTuple):
     """Where gradient descent stopped, a bound on the gradient norm there, and the steps taken.
 
-    Steps to a tolerance are `DataDependentSteps`. Private, like the data, until released properly.
+    Steps to a tolerance are `DataDependentSteps`. All three are private, like the data.
     """
 
     params: jax.Array
@@ -156,7 +156,7 @@ def _descend(
 def _prepare(loss: ConvexLoss, params: Any, data: Any) -> jax.Array:
     """Checked parameters, float32 or wider."""
     loss.check_data(data)
-    params = jnp.asarray(params)
+    params = jnp.asarray(checks.numbers("params", params))
     expected = loss.init(np.shape(data[0])[1]).shape
     if params.shape != expected:
         raise ValueError(f"params must be of shape {expected}, got {params.shape}")
