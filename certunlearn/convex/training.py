@@ -45,7 +45,8 @@ def gradient_norm(loss: ConvexLoss, params: Any, data: Any) -> float:
       trained model's gradient. Hence float64, here only, and 2 (n + p + 64) u (G + L ||params||) on
       top, u = 2^-53 and p the number of parameters: to first order logits err by p u B ||params||,
       moving gradients by at most p u L ||params||; residuals by another (p + 20) u, times B; the
-      mean by n u times an example's gradient, at most G + L ||params||; the L2 term by 3 u.
+      scales of rows of norm B by (p / 2 + 3) u, in logits and in gradients; the mean by n u times
+      an example's gradient, at most G + L ||params||; the L2 term by 3 u.
 
     >>> from certunlearn import convex
     >>> loss = convex.logistic_regression(feature_norm=1.0, l2=1.0)
