@@ -222,10 +222,10 @@ def _table_epsilon(losses: Any, target: float) -> float:
 
 def _least(delta_at: Callable[[float], float], target: float, high: float) -> float:
     """The least epsilon, but for rounding up, at which delta is at most `target`; or `high`."""
-    if not (math.isfinite(high) and delta_at(high) <= target):
-        return high
     if delta_at(0.0) <= target:
         return 0.0
+    if math.isinf(high) or delta_at(high) > target:
+        return high
     low = 0.0
     while high - low > 1e-10 * high:
         middle = (low + high) / 2
