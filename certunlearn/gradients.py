@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax import microbatching
 
 from certunlearn import checks, norms
@@ -48,15 +49,15 @@ def clipped_value_and_grad(
       is the mean loss; with `per_example`, of the examples whose loss and gradient are finite.
 
     Raises:
-      TypeError: if an argument is of the wrong type.
-      ValueError: if `clip_norm` is out of range; by `f`, if the batch is empty or ragged, or
-        `microbatch_size` does not divide its size.
+      TypeError: if an argument is of the wrong type; by `f`, if the loss is not one real number.
+      ValueError: if `clip_norm` is out of range; by `f`, if the batch is empty or ragged,
+        `microbatch_size` does not divide its size, or the loss is an array of numbers.
 
     Guarantee:
       The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
       loss, NaN included: an example whose gradient is not finite counts as zero, and does not
-      disturb the others. This is the clip that `GradientClipping` asks for; it says nothing of
-      the privacy of single examples.
+      disturb the others. The mean of clipped gradients, which rounds, is clipped once more. This is
+      the clip that `GradientClipping` asks for; it says nothing of the privacy of single examples.
 
     Source:
       Abadi et al. (2016), Deep Learning with Differential Privacy, Algorithm 1 (per example).
@@ -67,8 +68,10 @@ def clipped_value_and_grad(
     0.25
     """
     norms.check_norm("clip_norm", clip_norm)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function of params and batch, got {loss_fn!r}")
     for name, flag in (("per_example", per_example), ("with_stats", with_stats)):
-        if not isinstance(flag, bool):
+        if not isinstance(flag, bool | np.bool_):
             raise TypeError(f"{name} must be True or False, got {flag!r}")
     if microbatch_size is not None:
         microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
@@ -76,7 +79,7 @@ def clipped_value_and_grad(
 
     def value_and_grad(params: Any, batch: Any) -> tuple[Any, Any]:
         _check_batch(batch, microbatch_size)
-        value, stats, grads = run(loss_fn, clip_norm, microbatch_size, params, batch)
+        value, stats, grads = run(_checked(loss_fn), clip_norm, microbatch_size, params, batch)
         return ((value, stats) if with_stats else value), grads
 
     return value_and_grad
@@ -94,7 +97,7 @@ def sample_value_and_grad(
 
     def of_place(params: Any, sample: Any) -> Any:
         examples, taken = sample
-        value = loss_fn(params, examples)
+        value = _checked(loss_fn)(params, examples)
         # An empty place holds an example all the same. If its gradient is not finite, this one is
         # NaN, and clipped to zero like any other.
         return jnp.where(taken[0], value, jnp.zeros_like(value))
@@ -117,22 +120,24 @@ def _by_example(
     batch: Any,
     taken: Any = True,
 ) -> tuple[jax.Array, ClipStats, Any]:
-    def flags(grads: Any) -> tuple[jax.Array, jax.Array]:
-        return norms.clip_tree(grads, clip_norm)[1:]
+    def clipped_gradient(params: Any, example: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+        alone = jax.tree.map(lambda leaf: leaf[None], example)
+        value, grads = jax.value_and_grad(loss_fn)(params, alone)
+        clipped = norms.clip_tree(grads, clip_norm)
+        return clipped.tree, (value, clipped.clipped, clipped.nonfinite)
 
-    grads, each = microbatching.micro_grad(
-        loss_fn,
+    kinds = microbatching.AccumulationType
+    grads, (values, clipped, nonfinite) = microbatching.micro_vmap(
+        clipped_gradient,
+        in_axes=(None, 0),
         microbatch_size=microbatch_size,
-        accumulator=microbatching.AccumulationType.MEAN,
-        transform_fn=lambda grads: norms.clip_tree(grads, clip_norm).tree,
-        metrics_fn=flags,
-    )(params, batch)
-    clipped, nonfinite = each.metrics
+        accumulator=(kinds.MEAN, kinds.CONCAT),
+    )(params, jax.tree.map(jnp.asarray, batch))
     # The mean of vectors in the ball is in the ball, but for rounding.
     grads = norms.clip_tree(grads, clip_norm).tree
     taken = jnp.broadcast_to(taken, nonfinite.shape)
-    counted = jnp.isfinite(each.values) & ~nonfinite & taken
-    total = jnp.sum(jnp.where(counted, each.values, 0))
+    counted = jnp.isfinite(values) & ~nonfinite & taken
+    total = jnp.sum(jnp.where(counted, values, 0))
     value = total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
     share = jnp.sum(clipped & taken, dtype=jnp.float32) / jnp.maximum(
         jnp.sum(taken, dtype=jnp.float32), 1
@@ -148,10 +153,27 @@ def _by_batch(
         argnums=1,
         microbatch_size=microbatch_size,
         accumulator=microbatching.AccumulationType.MEAN,
-    )(params, batch)
+    )(params, jax.tree.map(jnp.asarray, batch))
     result = norms.clip_tree(grads, clip_norm)
     stats = ClipStats(result.clipped.astype(jnp.float32), result.nonfinite.astype(jnp.int32))
     return value, stats, result.tree
+
+
+def _checked(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], jax.Array]:
+    """The loss, or an error that names it where it is no loss."""
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        value = loss_fn(params, batch)
+        wanted = "loss_fn must return the mean loss of the batch, one real number"
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+            raise TypeError(f"{wanted}, got {type(value).__name__}")
+        if jnp.shape(value) != ():
+            raise ValueError(f"{wanted}, got an array of shape {jnp.shape(value)}")
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise TypeError(f"{wanted}, got dtype {jnp.result_type(value)}")
+        return jnp.asarray(value)
+
+    return loss
 
 
 def _check_batch(batch: Any, microbatch_size: int | None) -> None:
