@@ -49,8 +49,8 @@ _SMALLEST_NOISE = 1e-3  # below it epsilon is in the millions
 def delta(sigma: float, rate: float, steps: int, deletions: int, epsilon: float) -> float:
     """Delta at `epsilon` by Renyi divergences; arguments as for `dp_sgd.delta`, unchecked.
 
-    >>> print(f"{delta(4.0, 0.00033, 10_000, 1, epsilon=0.1):.1g}")
-    2e-13
+    >>> print(f"{delta(4.0, 0.00033, 10_000, 1, epsilon=0.1):.2g}")
+    1.3e-13
     """
     best = 0.0
     for order, moments in _moments(sigma, rate, steps, deletions):
