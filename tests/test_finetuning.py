@@ -40,7 +40,9 @@ def test_fine_tuning_takes_the_gradients_of_its_own_loss():
     assert cu.verify(tuned.certificate, tuned.params)
 
 
-@pytest.mark.parametrize("frozen", [None, {"w": False, "b": True}])
+@pytest.mark.parametrize(
+    "frozen", [pytest.param(None, marks=pytest.mark.slow), {"w": False, "b": True}]
+)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -60,6 +62,7 @@ def test_optimizers_find_leaves_by_name(labels, frozen):
         assert same(tuned.params["b"], PARAMS["b"])
 
 
+@pytest.mark.slow
 def test_masks_by_name_before_the_clip_and_after_the_noise():
     mask = {"w": True, "b": False}
     decayed = run(finetune=(optax.adamw(0.1, mask=mask), 2))

@@ -16,7 +16,7 @@ import certunlearn as cu
 from certunlearn import interrupts, resuming, steps
 
 TUNED = {"finetune": (optax.sgd(0.05), 3)}
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SLOW = pytest.mark.slow
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -40,7 +40,7 @@ def fails_at(call):
 # ------------------------------------------------------------------------------ exceptions
 
 
-@pytest.mark.parametrize("step", [1, 6, 7, 9])
+@pytest.mark.parametrize("step", [1, pytest.param(6, marks=SLOW), 7, pytest.param(9, marks=SLOW)])
 def test_an_evaluation_that_fails_leaves_a_state_that_goes_on(whole, step):
     with pytest.raises(cu.UnlearningFailed, match=f"disk full; at step {min(step, 6)}") as caught:
         run(evaluate=fails_at(step), evaluate_every=1, **TUNED)
@@ -93,6 +93,7 @@ def test_a_failing_certificate_or_progress_bar_loses_nothing(whole, monkeypatch)
         assert same(run(progress=True, **TUNED).params, whole.params)
 
 
+@SLOW
 def test_a_compiled_step_that_fails_without_noise_loses_nothing(whole):
     def full(count):
         if count > 0:
@@ -147,7 +148,7 @@ def pressing(number, at, count=1):
     return evaluate
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=SLOW)])
 def test_a_signal_stops_between_steps_with_an_honest_certificate(number, whole):
     with handler(number, DEFAULTS[number]):
         with pytest.warns(UserWarning, match="stopped after 4 of 6"):
@@ -159,7 +160,7 @@ def test_a_signal_stops_between_steps_with_an_honest_certificate(number, whole):
     assert same(run(resume=result.history.state, **TUNED).params, whole.params)
 
 
-@pytest.mark.parametrize(("at", "tuned"), [(6, 0), (8, 2)])
+@pytest.mark.parametrize(("at", "tuned"), [(6, 0), pytest.param(8, 2, marks=SLOW)])
 def test_a_signal_during_fine_tuning_ends_it_and_says_so(at, tuned, whole):
     with (
         handler(signal.SIGINT, signal.default_int_handler),
@@ -181,7 +182,7 @@ def test_a_signal_after_the_last_step_does_no_more_than_warn(whole):
     assert result.history.state is None
 
 
-@pytest.mark.parametrize("at", [3, 6, 7])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=SLOW), 6, pytest.param(7, marks=SLOW)])
 def test_a_second_signal_interrupts_and_the_state_is_there(at, whole):
     with (
         handler(signal.SIGINT, signal.default_int_handler),
@@ -216,8 +217,15 @@ def test_where_nothing_can_be_released_yet_a_signal_leaves_the_state():
     assert same(run(mechanism, resume=caught.value.state, **options).params, expected.params)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("kind", ["ignored", "own"])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (signal.SIGINT, "ignored"),
+        (signal.SIGTERM, "own"),
+        pytest.param(signal.SIGINT, "own", marks=SLOW),
+        pytest.param(signal.SIGTERM, "ignored", marks=SLOW),
+    ],
+)
 def test_signals_that_are_ignored_or_handled_by_the_program_stay_so(number, kind):
     seen = []
     own = signal.SIG_IGN if kind == "ignored" else (lambda *_: seen.append(1))
@@ -249,7 +257,7 @@ def poisoned(index):
     [cu.DescentToDelete(**CONVEX), cu.ProjectedNoisySGD(**CONVEX)],
     ids=["descent", "projected"],
 )
-@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("rolled", [False, pytest.param(True, marks=SLOW)])
 def test_a_step_that_must_contract_cannot_be_left_out(mechanism, rolled, monkeypatch):
     monkeypatch.setattr(steps, "rolled", lambda: rolled)
     order = np.concatenate(list(cu.batch_indices(cu.split_key(jax.random.key(7)).data, 24, 8, 3)))
@@ -259,6 +267,7 @@ def test_a_step_that_must_contract_cannot_be_left_out(mechanism, rolled, monkeyp
     assert run(data=data).history.nonfinite == 2
 
 
+@SLOW
 def test_full_batches_of_rewinding_too():
     rewind = cu.RewindToDelete(
         learning_rate=0.1,

@@ -81,6 +81,7 @@ def with_noise_of_its_own():
     return optax.chain(optax.scale_by_adam(mu_dtype=jnp.bfloat16), own)
 
 
+@pytest.mark.slow
 def test_any_optimizer_state_survives_the_disk(tmp_path):
     options = {"before_clip": with_noise_of_its_own()}
     whole = run(WITH_MEMORY, **options)
@@ -92,6 +93,7 @@ def test_any_optimizer_state_survives_the_disk(tmp_path):
         assert same(run(WITH_MEMORY, resume=saved, **options).params, whole.params)
 
 
+@pytest.mark.slow
 def test_data_with_a_key_for_each_example():
     keyed = DATA | {"key": jax.random.split(jax.random.key(0), 24)}
 
