@@ -1,4 +1,4 @@
-"""The command line: `certunlearn plan`, `certunlearn demo` and `certunlearn verify`."""
+"""The command line: `certunlearn plan`, `demo`, `verify` and `sign`."""
 
 import argparse
 import json
@@ -6,9 +6,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import certunlearn
-from certunlearn import certificates, files, mechanisms, planning, verification
+from certunlearn import (
+    certificate_format,
+    certificates,
+    files,
+    mechanisms,
+    planning,
+    signing,
+    verification,
+)
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
@@ -23,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.command(args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package == "dp_accounting":
+        if package in ("dp_accounting", "cryptography"):
             return _fail(str(error), 2)
         if package not in _EXAMPLES:
             raise
@@ -61,25 +70,67 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    # What is wrong with the verifier's own key is bad usage; all else is a certificate that fails.
+    public_key = None if args.public_key is None else signing.read_short(args.public_key)
+    if public_key is not None:
+        signing.check_public_key(public_key)
     try:
         certificate = certificates.Certificate.load(args.certificate)
-        params = None if args.params is None else files.load_params(args.params)
+        params = None if args.params is None else _released(args.params, certificate)
         verified = verification.verify(certificate, params)
+        problems = list(verified.problems)
+        if verified and public_key is not None:
+            problems = _signature_problems(args.certificate, certificate, public_key)
     except (OSError, ValueError) as error:
         return _fail(str(error), 1)
     except (ArithmeticError, MemoryError, RecursionError) as error:
-        # An altered number can make the claim too large to recompute.
         return _fail(f"{args.certificate}: the claim cannot be derived ({error!r})", 1)
-    if not verified:
-        for problem in verified.problems:
+    if problems:
+        for problem in problems:
             _fail(problem, 1)
         print("NOT VERIFIED")
         return 1
     print(verified.summary)
+    issuer = "" if public_key is None else f", and {args.public_key} signed it"
     if params is None:
-        print("VERIFIED: the recorded numbers give the claim. --params FILE checks whose it is.")
+        words = f"the recorded numbers give the claim{issuer}. --params FILE checks whose it is."
     else:
-        print(f"VERIFIED: the recorded numbers give the claim, and it is for {args.params}.")
+        words = f"the recorded numbers give the claim{issuer}, and it is for {args.params}."
+    print(f"VERIFIED: {_line(words)}")
+    return 0
+
+
+def _released(path: Path, certificate: certificates.Certificate) -> dict[str, Any]:
+    """The released parameters, if the file is no larger than the certificate lets them be."""
+    coverage = certificate.coverage
+    # Eight bytes for a number, twice that for other dtypes, and room for names.
+    numbers = coverage["parameters"] + coverage["frozen_parameters"]
+    return files.load_params(path, max_bytes=16 * numbers + certificate_format.MOST_BYTES)
+
+
+def _signature_problems(
+    path: Path, certificate: certificates.Certificate, public_key: bytes
+) -> list[str]:
+    place = signing.signature_path(path)
+    if not place.exists():
+        return [f"{place} is missing: the certificate is not signed"]
+    if signing.is_signed(certificate, signing.load_signature(place), public_key):
+        return []
+    return [f"{place} is not this certificate's signature by the owner of the public key"]
+
+
+def _sign(args: argparse.Namespace) -> int:
+    private_key = signing.read_short(args.key)
+    try:
+        certificate = certificates.Certificate.load(args.certificate)
+    except (OSError, ValueError) as error:
+        return _fail(str(error), 1)
+    verified = verification.verify(certificate)
+    if not verified:
+        return _fail(f"{args.certificate} is not signed: {verified.problems[0]}", 1)
+    place = signing.signature_path(args.certificate)
+    signing.save_signature(place, signing.sign(certificate, private_key))
+    print(_line(f"Wrote {place}. Publish it beside the certificate, and the public key elsewhere."))
     return 0
 
 
@@ -121,8 +172,13 @@ def _field(text: str) -> tuple[str, object]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"certunlearn: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"certunlearn: error: {_line(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def _line(text: str) -> str:
+    """A text as one printable line: paths and records may hold anything."""
+    return certificate_format.printable(text, most=2_000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,6 +231,25 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("certificate", type=Path, help="certificate.json")
     verify.add_argument("--params", type=Path, metavar="FILE", help=".npz of the released model")
+    verify.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help="the issuer's Ed25519 public key (PEM): the certificate must be signed with its pair",
+    )
+
+    sign = commands.add_parser("sign", help="sign a certificate: who issued it can be checked")
+    sign.set_defaults(command=_sign)
+    sign.add_argument(
+        "certificate", type=Path, help="certificate.json; writes certificate.json.sig"
+    )
+    sign.add_argument(
+        "--key",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="Ed25519 private key (PEM), as from: openssl genpkey -algorithm ed25519",
+    )
     return parser
 
 

@@ -70,6 +70,11 @@ def is_signed(certificate: Certificate, signature: bytes, public_key: bytes) -> 
     return True
 
 
+def check_public_key(public_key: bytes) -> None:
+    """Raises what `is_signed` would raise of such a key."""
+    _public(public_key)
+
+
 def signature_path(certificate: str | os.PathLike[str]) -> Path:
     """Where a certificate file's signature lies: beside it, under its name and `.sig`."""
     path = Path(certificate)

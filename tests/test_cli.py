@@ -54,6 +54,7 @@ def released(tmp_path):
         delta=1e-5,
         epsilon=1.0,
         params=PARAMS,
+        steps_run=10,
         retain_size=90,
         **EXACT,
     )
@@ -141,10 +142,10 @@ def test_plan_of_another_mechanism(capsys):
     ("arguments", "message"),
     [
         (["Nonsense"], "mechanism name must be one of"),
-        (["OutputPerturbation"], "missing or unknown fields: init_radius"),
+        (["OutputPerturbation"], "missing or unknown fields: ['init_radius']"),
         (["OutputPerturbation", "--set", "init_radius"], "FIELD=VALUE"),
         (["OutputPerturbation", "--set", "init_radius=far"], "init_radius must be one real number"),
-        (["OutputPerturbation", "--init-radius", "1", "--steps", "3"], "unknown fields: steps"),
+        (["OutputPerturbation", "--init-radius", "1", "--steps", "3"], "unknown fields: ['steps']"),
     ],
 )
 def test_plan_refuses_what_is_no_mechanism(capsys, arguments, message):
