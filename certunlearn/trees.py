@@ -22,7 +22,12 @@ def check_wide(params: Any) -> None:
 def check_finite(name: str, tree: Any) -> None:
     """Raises ValueError if a concrete leaf holds a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not schedules.is_traced(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+        if schedules.is_traced(leaf):
+            continue
+        # A constant may be checked while a function around it is traced.
+        with jax.ensure_compile_time_eval():
+            finite = bool(jnp.all(jnp.isfinite(leaf)))
+        if not finite:
             raise ValueError(f"{name} must be finite, got a NaN or an infinity at {_name(path)}")
 
 
