@@ -139,10 +139,10 @@ def test_noise_has_no_cliff_in_delta():
     assert dp_sgd.epsilon(below, 0.00033, 10_000, 1, 9e-12) <= 1
 
 
-@pytest.mark.parametrize("deletions", [1, 5])
+@pytest.mark.parametrize("deletions", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_epsilon_has_no_cliff_in_the_noise(deletions):
     """Tables end at 0.01; below it who is drawn shows."""
-    sigmas = [0.05, 0.03, 0.02, 0.015, 0.0101, 0.0099, 0.007, 0.005]
+    sigmas = [0.03, 0.015, 0.0101, 0.0099, 0.005]
     found = [dp_sgd.epsilon(s, 0.01, 1000, deletions, 1e-5) for s in sigmas]
     assert all(a < b < 5 * a for a, b in pairwise(found))
     gaussians = float(gaussian.epsilon(deletions * math.sqrt(1000) / 0.005, 1e-5))
