@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from optax import microbatching
 
-from certunlearn import checks, norms
+from certunlearn import checks, norms, parallel
 
 
 class ClipStats(NamedTuple):
@@ -51,7 +51,8 @@ def clipped_value_and_grad(
     Raises:
       TypeError: if an argument is of the wrong type; by `f`, if the loss is not one real number.
       ValueError: if `clip_norm` is out of range; by `f`, if the batch is empty or ragged,
-        `microbatch_size` does not divide its size, or the loss is an array of numbers.
+        `microbatch_size` does not divide its size, the loss is an array of numbers, or with
+        `per_example` inside `shard_map` if examples are spread over devices.
 
     Guarantee:
       The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
@@ -79,6 +80,9 @@ def clipped_value_and_grad(
 
     def value_and_grad(params: Any, batch: Any) -> tuple[Any, Any]:
         _check_batch(batch, microbatch_size)
+        if per_example:
+            parallel.check_whole("batch", batch)
+        parallel.check_tracked()
         value, stats, grads = run(_checked(loss_fn), clip_norm, microbatch_size, params, batch)
         return ((value, stats) if with_stats else value), grads
 

@@ -60,7 +60,8 @@ def clip_tree(tree: Any, max_norm: Any) -> Clipped:
 
     Args:
       tree: a pytree of real arrays of any dtype. Inside `shard_map`, leaves that differ between
-        devices are pieces of one array, and the whole is clipped as one.
+        devices are pieces of one array, and the whole is clipped as one. Callers see to it that JAX
+        keeps track (`parallel.check_tracked`).
       max_norm: the radius, between 1e-30 and 1e30; may be traced, and is then moved into that
         range from above and treated as zero from below.
 
@@ -71,8 +72,7 @@ def clip_tree(tree: Any, max_norm: Any) -> Clipped:
 
     Raises:
       TypeError: if `max_norm` is not one number, or a leaf is not real.
-      ValueError: if `max_norm` is a concrete number out of range, or inside
-        `shard_map(check_vma=False)`.
+      ValueError: if `max_norm` is a concrete number out of range.
 
     Guarantee:
       In exact arithmetic on the returned numbers, the norm is at most `max_norm * (1 - 5 u)` with u
@@ -109,7 +109,6 @@ def clip_tree(tree: Any, max_norm: Any) -> Clipped:
     (True, True)
     """
     check_norm("max_norm", max_norm)
-    parallel.check_tracked()
     return _clip_tree(tree, max_norm)
 
 
@@ -141,7 +140,6 @@ def within(tree: Any, max_norm: Any) -> jax.Array:
 
     It is the caller's part that the numbers measured are those used, as in a loop's condition.
     """
-    parallel.check_tracked()
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
     return _confirmed(leaves, _limit(max_norm, common_dtype(leaves)))
 
@@ -152,7 +150,6 @@ def norm_bound(tree: Any) -> jax.Array:
     >>> float(norm_bound(jnp.array([3.0, 4.0]))) >= 5.0
     True
     """
-    parallel.check_tracked()
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
     dtype = common_dtype(leaves)
     exponent, state = _largest(leaves)
@@ -165,7 +162,6 @@ def norm_bound(tree: Any) -> jax.Array:
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether no number of a tree is a NaN or an infinity, on any device that holds a piece."""
-    parallel.check_tracked()
     return _largest([_widen(leaf) for leaf in jax.tree.leaves(tree)])[1] != _NONFINITE
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, mechanisms, norms, schedules, transforms, trees
+from certunlearn import checks, mechanisms, norms, parallel, schedules, transforms, trees
 from certunlearn.mechanisms import (
     DPSGD,
     DescentToDelete,
@@ -178,6 +178,7 @@ def noisy_sgd(
     def update(
         updates: Any, state: NoisySgdState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, NoisySgdState]:
+        parallel.check_tracked()
         updates, inner_state = chain.update(updates, state.inner_state, params, **extra_args)
         live = state.count < mechanism.steps
         updates = jax.tree.map(lambda u: jnp.where(live, u, jnp.zeros_like(u)), updates)

@@ -19,10 +19,10 @@ def pieces_axes(*values: Any) -> tuple[str, ...]:
       Names in the mesh's order; none outside of `shard_map`.
 
     Raises:
-      ValueError: inside `shard_map(check_vma=False)`, where JAX does not keep track; or if a value
-        is a sum that was not carried out yet.
+      ValueError: if a value is a sum that was not carried out yet.
+
+    Where `check_tracked` raises, the answer means nothing.
     """
-    check_tracked()
     named: set[str] = set()
     for value in values:
         aval = jax.typeof(value)
@@ -32,6 +32,17 @@ def pieces_axes(*values: Any) -> tuple[str, ...]:
             raise ValueError("values must be summed over the mesh before they come here, got a sum")
         named |= set(getattr(aval, "vma", ()) if kind is None else kind.varying)
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
+
+
+def check_whole(name: str, tree: Any) -> None:
+    """Raises ValueError if rows of one array are spread over devices inside `shard_map`."""
+    check_tracked()
+    axes = pieces_axes(*jax.tree.leaves(tree))
+    if axes:
+        raise ValueError(
+            f"{name} must be the same on all devices inside shard_map, got pieces over {axes}, "
+            "whose rows would be clipped together: call this outside, or under jit"
+        )
 
 
 def check_tracked() -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from certunlearn import norms, trees
+from certunlearn import norms, parallel, trees
 
 
 def clip_params(params: Any, radius: float, center: Any = None) -> Any:
@@ -26,7 +26,8 @@ def clip_params(params: Any, radius: float, center: Any = None) -> Any:
     Raises:
       TypeError: if `radius` is not a number.
       ValueError: if a leaf is narrower than float32 or not real, if `center` differs in structure
-        or shape, if anything is not finite, or if `radius` is out of range.
+        or shape, if anything is not finite, if `radius` is out of range, or inside
+        `shard_map(check_vma=False)`.
 
     Guarantee:
       `||result - center|| <= radius` in exact arithmetic on the returned numbers, see
@@ -43,6 +44,7 @@ def clip_params(params: Any, radius: float, center: Any = None) -> Any:
     [0.6 0.8]
     """
     norms.check_norm("radius", radius)
+    parallel.check_tracked()
     trees.check_wide(params)
     trees.check_finite("params", params)
     if center is not None:
@@ -63,8 +65,8 @@ def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransf
 
     Raises:
       TypeError: if `radius` is not a number.
-      ValueError: if it is out of range; by update, if the parameters are missing, or `center`
-        differs from them in structure or shape.
+      ValueError: if it is out of range; by update, if the parameters are missing, `center`
+        differs from them in structure or shape, or inside `shard_map(check_vma=False)`.
 
     Guarantee:
       In exact arithmetic, both the updated parameters as `optax.apply_updates` rounds them and the
@@ -98,6 +100,7 @@ def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransf
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("project_onto_ball needs params: call update(updates, state, params)")
+        parallel.check_tracked()
         leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
         middles = [
             jnp.asarray(c, p.dtype)

@@ -70,7 +70,7 @@ def clip_by_global_norm(clip_norm: Any) -> optax.GradientTransformation:
 
     Raises:
       TypeError: if `clip_norm` is not a number.
-      ValueError: if it is out of range.
+      ValueError: if it is out of range; by update, inside `shard_map(check_vma=False)`.
 
     Guarantee:
       Every update that leaves has norm at most `clip_norm (1 - 5 u)` in exact arithmetic, u the
@@ -94,6 +94,7 @@ def clip_by_global_norm(clip_norm: Any) -> optax.GradientTransformation:
         updates: Any, state: ClipByGlobalNormState, params: Any = None
     ) -> tuple[Any, ClipByGlobalNormState]:
         del params
+        parallel.check_tracked()
         result = norms.clip_tree(updates, schedules.value_at(clip_norm, state.count))
         return result.tree, ClipByGlobalNormState(
             count=optax.safe_increment(state.count),
@@ -215,6 +216,7 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     def update(
         updates: Any, state: AddGaussianNoiseState, params: Any = None
     ) -> tuple[Any, AddGaussianNoiseState]:
+        parallel.check_tracked()
         stream = jax.random.wrap_key_data(state.key_data, impl="threefry2x32")
         step_key = jax.random.fold_in(stream, state.count)
         leaves, treedef = jax.tree.flatten(updates)

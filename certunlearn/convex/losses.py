@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import checks, norms
+from certunlearn import checks, norms, parallel
 from certunlearn.mechanisms.convex import contraction
 
 
@@ -113,6 +113,7 @@ def clip_features(features: Any, radius: float) -> jax.Array:
     features = checks.numbers("features", features)
     if np.ndim(features) != 2:
         raise ValueError(f"features must be of shape [n, d], got {np.shape(features)}")
+    parallel.check_whole("features", features)
     return jax.vmap(lambda row: norms.clip_tree(row, radius).tree)(jnp.asarray(features))
 
 
