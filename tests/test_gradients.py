@@ -146,3 +146,48 @@ def test_bad_arguments():
         f(params, {"x": batch["x"], "y": batch["y"][:11]})
     with pytest.raises(ValueError, match=r"\[0\]"):
         f(params, jax.tree.map(lambda a: a[:0], batch))
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda p, b: b["y"], r"got an array of shape \(\d+,\)"),
+        (lambda p, b: (loss_fn(p, b), {}), "got tuple"),
+        (lambda p, b: {"loss": loss_fn(p, b)}, "got dict"),
+        (lambda p, b: jnp.sum(b["y"] > 0), "got dtype int32"),
+        (lambda p, b: 1j * loss_fn(p, b), "got dtype complex64"),
+        (lambda p, b: None, "got NoneType"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_by_name(bad, message, per_example):
+    params, batch = problem(4)
+    f = clipped_value_and_grad(bad, 1.0, per_example=per_example)
+    with pytest.raises(
+        (TypeError, ValueError), match="loss_fn must return the mean loss.*" + message
+    ):
+        f(params, batch)
+
+
+def test_flags_are_bools_of_any_make():
+    params, batch = problem(4)
+    with pytest.raises(TypeError, match="per_example must be True or False, got 'yes'"):
+        clipped_value_and_grad(loss_fn, 1.0, per_example="yes")
+    with pytest.raises(TypeError, match="loss_fn must be a function"):
+        clipped_value_and_grad("loss", 1.0)
+    f = clipped_value_and_grad(
+        loss_fn, np.float32(1.0), np.bool_(False), np.int64(2), np.bool_(True)
+    )
+    (_, stats), _ = f(params, jax.tree.map(np.asarray, batch))
+    assert float(stats.clipped_fraction) == 1
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+def test_strict_promotion_of_dtypes(per_example):
+    params, batch = problem(4)
+    f = clipped_value_and_grad(loss_fn, 1.0, per_example, microbatch_size=2)
+    value, grads = f(params, batch)
+    with jax.numpy_dtype_promotion("strict"):
+        strict_value, strict = f(params, batch)
+    np.testing.assert_array_equal(value, strict_value)
+    jax.tree.map(np.testing.assert_array_equal, grads, strict)

@@ -9,6 +9,7 @@ import scipy.stats
 from transform_helpers import draws, exact_norm, mechanism, zeros
 
 from certunlearn import optimizer
+from certunlearn.mechanisms import ModelClipping
 
 KEY = jax.random.key(7)
 SCALE = 0.25
@@ -134,3 +135,63 @@ def test_the_whole_loop_under_scan_equals_the_python_loop():
         carry = jitted(carry)
     np.testing.assert_allclose(scanned[0]["w"], carry[0]["w"], rtol=1e-6)
     assert int(carry[1].count) == 5
+
+
+def test_steps_too_short_for_float32_are_refused():
+    with pytest.raises(ValueError, match=r"learning_rate \* clip_norm .*1e-30, .*got 1e-33"):
+        optimizer.noisy_sgd(mechanism(clip_norm=1e-30, learning_rate=1e-3), SCALE, key=KEY)
+    optimizer.noisy_sgd(mechanism(clip_norm=1e-27, learning_rate=1e-3), SCALE, key=KEY)
+
+
+def test_steps_with_a_learning_rate_of_zero_are_noise_alone():
+    m = mechanism(steps=3, learning_rate=[0.0, 0.5, 0.0])
+    tx = optimizer.noisy_sgd(m, 1e-9, key=KEY)
+    params = {"w": jnp.ones(4)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    lengths = []
+    for _ in range(3):
+        updates, state = update(params, state, params)
+        lengths.append(exact_norm(updates))
+    assert 0 < lengths[0] < 1e-8
+    assert lengths[1] > 0.49
+    assert 0 < lengths[2] < 1e-8
+    assert optimizer.evidence(state) == (3, 0)
+
+
+def test_before_clip_gets_the_callers_tree_and_extra_arguments():
+    seen = {}
+
+    def update(updates, state, params=None, *, value, **extra):
+        seen.update(updates=updates, params=params, value=value, extra=extra)
+        return jax.tree.map(lambda u: value * u, updates), state
+
+    before = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    before = optax.chain(before, optax.masked(optax.scale(2.0), {"a": True, "b": {"c": False}}))
+    m = mechanism(memoryless=False, clip_norm=1e3, learning_rate=1.0)
+    tx = optimizer.noisy_sgd(m, 1e-9, key=KEY, before_clip=before)
+    params = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
+    gradient = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
+    updates, _ = tx.update(gradient, tx.init(params), params, value=3.0, other=4)
+    assert jax.tree.structure(seen["updates"]) == jax.tree.structure(gradient)
+    assert jax.tree.structure(seen["params"]) == jax.tree.structure(params)
+    assert (seen["value"], seen["extra"]) == (3.0, {"other": 4})
+    np.testing.assert_allclose(updates["a"], -6, rtol=1e-4)
+    np.testing.assert_allclose(updates["b"]["c"], -3, rtol=1e-4)
+
+
+def test_strict_promotion_of_dtypes():
+    params = {"w": jnp.ones(3)}
+    schedule = mechanism(steps=2, learning_rate=[0.1, 0.2], weight_decay=[0.1, 0.0])
+    ball = ModelClipping(init_radius=1.0, model_radius=1.0, learning_rate=0.1, steps=2)
+    each = [
+        optimizer.noisy_sgd(schedule, [0.1, 0.2], key=KEY, center=params),
+        optimizer.noisy_sgd(ball, lambda count: 0.1 / (1 + count), key=KEY, center=params),
+    ]
+    gradient = {"w": jnp.full(3, 2, jnp.bfloat16)}
+    for tx in each:
+        update = lambda state, tx=tx: tx.update(gradient, state, params)  # noqa: E731
+        expected, _ = update(tx.init(params))
+        with jax.numpy_dtype_promotion("strict"):
+            updates, _ = update(tx.init(params))
+        np.testing.assert_array_equal(updates["w"], expected["w"])
+        assert updates["w"].dtype == jnp.float32

@@ -282,9 +282,36 @@ def test_other_kinds_and_batches_of_keys_are_refused():
         transforms.add_gaussian_noise(SCALE, jax.random.split(KEY))
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e300, 2e30, 1e-31])
 def test_bad_noise_scale(scale):
     with pytest.raises(ValueError, match="noise_scale"):
         transforms.add_gaussian_noise(scale, KEY)
     with pytest.raises(ValueError, match="noise_scale"):
         optimizer.noisy_sgd(mechanism(), scale, key=KEY)
+    with pytest.raises(ValueError, match="noise_scale"):
+        optimizer.noisy_sgd(mechanism(steps=2), [0.1, scale], key=KEY)
+
+
+def test_the_largest_noise_is_finite_and_more_of_it_is_nan():
+    def noised(scale):
+        tx = transforms.add_gaussian_noise(scale, KEY)
+        return tx.update(jnp.zeros(1000), tx.init(None))[0]
+
+    for make in (noised, jax.jit(noised)):
+        assert 0.9e30 < np.std(np.float64(make(1e30))) < 1.1e30
+    for bad in (2e30, 1e38, np.inf, np.nan, -1.0):
+        assert np.all(np.isnan(jax.jit(noised)(jnp.float32(bad))))
+        assert np.all(np.isnan(noised(lambda count, bad=bad: jnp.float32(bad))))
+
+
+def test_the_stream_of_noise_ends_with_the_count():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    state = tx.init(None)._replace(count=jnp.int32(2**31 - 2))
+    last, state = tx.update(jnp.zeros(5), state)
+    assert np.all(np.isfinite(last))
+    assert int(state.count) == 2**31 - 1
+    for _ in range(2):
+        over, state = tx.update(jnp.zeros(5), state)
+        assert np.all(np.isnan(over))
+    with pytest.raises(ValueError, match=r"steps must be at most 2147483646.*got 2147483653"):
+        optimizer.noisy_sgd(mechanism(steps=2**31 + 5), 0.5, key=KEY)
