@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import files
+from certunlearn import archives, files
 
 
 class UnlearningState(NamedTuple):
@@ -123,7 +123,7 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     text = json.dumps(about | {"dtypes": [leaf.dtype.name for leaf in state.leaves]})
     arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
     arrays["about"] = np.asarray(text)
-    files.write_atomically(path, lambda file: files.write_npz(file, arrays), private=True)
+    files.write_atomically(path, lambda file: archives.write(file, arrays), private=True)
     warnings.warn(
         f"{os.fspath(path)} holds the noise key and a hidden iterate: keep it as secret as the "
         "trained model, never beside the released one, and delete it when the run is finished",
@@ -138,7 +138,7 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
       OSError: if the file cannot be read.
       ValueError: if it is not a saved state.
     """
-    arrays = files.load_params(path)
+    arrays = archives.read(path)
     try:
         about = json.loads(str(arrays.pop("about")))
         data_key, finetune_key = arrays.pop("data_key"), arrays.pop("finetune_key")
