@@ -21,6 +21,8 @@ FIRST_SCHEMA = "certunlearn.certificate/1"
 
 # Largest certificate file, in bytes. A plan of 10,000 steps with three schedules has 800,000.
 MOST_BYTES = 1_000_000
+# Of which all but schedules and frozen paths take less.
+_ROOM = 20_000
 # Most steps of a plan. Deriving a claim takes a second for so many.
 MOST_STEPS = 1_000_000
 # Parameters in a model, and anything else that is counted.
@@ -76,6 +78,23 @@ def problems(record: Any) -> list[str]:
     return []
 
 
+def plan_problem(mechanism: dict[str, Any], noise_scale: Any, frozen: list[str]) -> str | None:
+    """Why no run of such a plan can have a certificate, whatever comes of it, or None."""
+    plan = {"mechanism": mechanism, "noise_scale": noise_scale, "steps_run": 1}
+    for name in ("mechanism", "noise_scale"):
+        rule, right = _RULES[name]
+        if not rule(plan[name]):
+            return f"{name} must be {right}, got {printable(plan[name])}"
+    problem = _text_problem(plan | {"coverage": frozen}) or _size_problem(plan)
+    length = len(json.dumps(plan | {"coverage": frozen}, indent=2))
+    if problem is None and length > MOST_BYTES - _ROOM:
+        problem = (
+            f"a certificate has at most {MOST_BYTES} bytes, and schedules and frozen paths of this "
+            f"plan take {length}"
+        )
+    return problem
+
+
 def printable(value: Any, most: int = 200) -> str:
     """A value as text for a message: one line of printable ASCII, shortened."""
     text = str(value) if isinstance(value, str | BaseException) else _represented(value)
@@ -127,8 +146,15 @@ def _text_problem(record: dict[str, Any]) -> str | None:
         if depth > MOST_DEPTH:
             return f"{name} is nested too deeply"
         if isinstance(value, str):
-            if len(value) > LONGEST_TEXT or not all(" " <= c <= "~" for c in value):
-                return f"{name} must hold short lines of printable ASCII, got {printable(value)}"
+            # Paths of frozen leaves may be in any script: nothing shows them.
+            right = "text" if name == "coverage" else "ASCII"
+            if len(value) > LONGEST_TEXT or not (
+                value.isprintable() and (value.isascii() or name == "coverage")
+            ):
+                return (
+                    f"{name} must hold lines of printable {right}, of at most {LONGEST_TEXT} "
+                    f"characters, got {printable(value)}"
+                )
         elif isinstance(value, bool) or value is None:
             continue
         elif isinstance(value, int | float):
@@ -231,6 +257,7 @@ def _is_coverage(value: Any) -> bool:
         and all(map(_one_of(_DTYPES), dtypes))
         and isinstance(frozen, list)
         and all(map(_is_text, frozen))
+        and len(set(frozen)) == len(frozen)
     )
 
 

@@ -135,9 +135,10 @@ class Certificate:
 
         Raises:
           OSError: if the file cannot be read.
+          TypeError: if `path` is no path.
           ValueError: if it is not a well-formed certificate, saying what is wrong.
         """
-        with open(path, "rb") as file:
+        with open(os.fspath(path), "rb") as file:  # not a number, which would be an open file
             # No more is read than an honest certificate has.
             content = file.read(certificate_format.MOST_BYTES + 1)
         try:
@@ -254,6 +255,28 @@ def certify(
     return certificate
 
 
+def check_plan(mechanism: Any, noise_scale: Any, frozen: Any, accountant: str | None) -> None:
+    """Refuses, before any step is run, a plan that no certificate could be issued of.
+
+    Args:
+      mechanism: the planned run.
+      noise_scale: its noise, as `certify` takes it.
+      frozen: paths of the leaves that are kept fixed.
+      accountant: as `certify` takes it.
+
+    Raises:
+      ValueError: if the plan has too many steps for whoever verifies, magnitudes that no
+        certificate holds, or schedules that do not fit into one.
+    """
+    scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    names = accounting.available(mechanism)[:1] if accountant is None else (accountant,)
+    refuse_costly(mechanism, scale, names[0])
+    noise = list(scale) if isinstance(scale, tuple) else scale
+    problem = certificate_format.plan_problem(mechanisms.to_record(mechanism), noise, list(frozen))
+    if problem is not None:
+        raise ValueError(f"no such run can be certified: {problem}")
+
+
 def _steps_run(mechanism: Any, state: Any, steps_run: Any) -> tuple[int, str]:
     """How many noisy steps were run, and how that is known."""
     if steps_run is not None:
@@ -329,8 +352,9 @@ def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
                 f"accountant must be another than coupling where interpolation gives mu above "
                 f"{accounting.COUPLED_MU:g}, got mu = {mu!r}"
             )
-    if accountant == "dp-accounting" and run.deletions > MOST_DELETIONS:
-        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {run.deletions}")
+    deletions = getattr(run, "deletions", 0)
+    if accountant == "dp-accounting" and deletions > MOST_DELETIONS:
+        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {deletions}")
 
 
 def covered_leaves(params: Any, frozen: Any) -> list[np.ndarray]:
@@ -341,7 +365,9 @@ def covered_leaves(params: Any, frozen: Any) -> list[np.ndarray]:
 def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
     """The `coverage` of a certificate for `params` with these frozen paths."""
     named = files.named_leaves(params)
-    frozen = sorted(frozen)
+    if isinstance(frozen, str) or not all(isinstance(name, str) for name in frozen):
+        raise TypeError(f"frozen must be a list of paths of leaves, got {frozen!r:.80}")
+    frozen = sorted(set(frozen))
     unknown = [name for name in frozen if name not in named]
     if unknown:
         raise ValueError(f"frozen names no leaf of params: {unknown}; there are {list(named)}")

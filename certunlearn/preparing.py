@@ -11,6 +11,7 @@ import optax
 from certunlearn import (
     accounting,
     batches,
+    certificates,
     checks,
     files,
     inputs,
@@ -153,6 +154,7 @@ def prepare(
         return tuning_loss(split.merge(trainable), batch)
 
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
+    certificates.check_plan(mechanism, scale, split.frozen_names, accountant)
     examples = 1 if per_example or systems.samples(mechanism) else batch_size
     rehearsal.check_loss("loss_fn", loss, split.trainable, data, examples)
     if finetune_loss_fn is not None:

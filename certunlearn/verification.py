@@ -25,7 +25,7 @@ class Verification:
     Attributes:
       ok: whether the claim holds as recorded.
       problems: what is wrong, a sentence each; empty if `ok`.
-      summary: what the certificate says, for people.
+      summary: what the certificate says, for people, if `ok`; else why it does not hold.
     """
 
     ok: bool
@@ -68,18 +68,14 @@ def verify(certificate: Certificate, params: Any = None) -> Verification:
     record = {
         field.name: getattr(certificate, field.name) for field in dataclasses.fields(certificate)
     }
-    problems = certificate_format.problems(record)
-    if problems:
-        return Verification(ok=False, problems=tuple(problems), summary="malformed certificate")
-    problems = _digest_problems(record)
+    problems = certificate_format.problems(record) or _digest_problems(record)
     if not problems and params is not None:
         problems = _params_problems(certificate, params)
     problems = problems or _claim_problems(certificate)
-    return Verification(
-        ok=not problems,
-        problems=tuple(certificate_format.printable(text, 1_000) for text in problems),
-        summary=_summary(certificate),
-    )
+    shown = tuple(certificate_format.printable(text, 1_000) for text in problems)
+    # Of one that fails nothing is shown that it says of itself.
+    summary = f"not verified: {shown[0]}" if shown else _summary(certificate)
+    return Verification(ok=not shown, problems=shown, summary=summary)
 
 
 def _digest_problems(record: dict[str, Any]) -> list[str]:
@@ -173,7 +169,7 @@ def _params_problems(certificate: Certificate, params: Any) -> list[str]:
         rounding.check(
             mechanism, certificate.noise_scale, certificates.covered_leaves(params, frozen)
         )
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
         return [f"params are not what a certificate can be for: {error}"]
     return []
 

@@ -13,6 +13,7 @@ from certunlearn import certificates, files
 from certunlearn.certificates import Certificate
 from certunlearn.mechanisms import DPSGD, ProjectedNoisySGD, RewindToDelete
 from certunlearn.optimizer import noisy_sgd
+from certunlearn.unlearning import unlearn
 from certunlearn.verification import verify
 
 
@@ -150,3 +151,53 @@ def test_coupling_is_not_claimed_where_epsilon_is_in_the_hundreds():
     claim = {"noise_scale": 0.01, "epsilon": None, "accountant": "coupling"}
     with pytest.raises(ValueError, match="accountant must be another than coupling"):
         issue(**claim)
+
+
+def test_frozen_paths_in_any_script_but_not_of_any_kind(tmp_path):
+    params = {"w": jnp.ones(2), "größe/权重": jnp.ones(3)}
+    c = issue(params=params, frozen=["größe/权重", "größe/权重"])  # named twice, counted once
+    assert c.coverage["frozen_parameters"] == 3
+    c.save(tmp_path / "c.json")
+    outcome = verify(Certificate.load(tmp_path / "c.json"), params)
+    assert outcome
+    assert outcome.summary.isascii()
+    for path in ("a\nb", "a\u202eb", "x" * 3000):
+        with pytest.raises(ValueError, match="coverage must hold lines of printable text"):
+            issue(params={"w": jnp.ones(2), path: jnp.ones(3)}, frozen=[path])
+    for wrong in ("b", [3], [None, "b"]):
+        with pytest.raises(TypeError, match="frozen must be a list of paths"):
+            issue(frozen=wrong)
+
+
+def steady(steps, learning_rate=0.1):
+    return dataclasses.replace(MECHANISM, learning_rate=learning_rate, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "scale", "frozen", "words"),
+    [
+        (steady(2_000_000), 1.0, [], "from 1 to 1000000 steps"),
+        (steady(50_000, np.linspace(0.1, 0.2, 50_000)), 1.0, [], "at most 1000000 bytes"),
+        (steady(9), 1.0, ["x" * 90 + str(i) for i in range(20_000)], "at most 1000000 bytes"),
+        (steady(9), 1e80, [], "between 1e-300 and 1e\\+60"),
+        (dataclasses.replace(MECHANISM, clip_norm=1e70), 1.0, [], "between 1e-300 and 1e\\+60"),
+        (dataclasses.replace(PRIVATE, deletions=20_000), 1.0, [], "deletions must be at most"),
+    ],
+)
+def test_what_cannot_be_certified_is_known_before_the_run(mechanism, scale, frozen, words):
+    with pytest.raises(ValueError, match=words):
+        certificates.check_plan(mechanism, scale, frozen, None)
+    certificates.check_plan(MECHANISM, SIGMA, [], None)
+
+
+def test_unlearn_refuses_before_the_first_step_what_cannot_be_certified():
+    def loss(params, batch):
+        return jnp.mean((batch - params) ** 2)
+
+    retain = jnp.ones((4, 2))
+    rates = np.linspace(0.1, 0.2, 50_000)
+    with pytest.raises(ValueError, match="no such run can be certified"):
+        unlearn(loss, jnp.zeros(2), retain, steady(50_000, rates), noise_scale=90.0, **LOOP)
+
+
+LOOP = {"delta": 1e-5, "batch_size": 2, "progress": False, "accountant": "interpolation"}
