@@ -9,7 +9,7 @@ import optax
 import pytest
 from certificate_helpers import MECHANISM, PARAMS, SIGMA, issue
 
-from certunlearn import certificates, files
+from certunlearn import accounting, certificates, files
 from certunlearn.certificates import Certificate
 from certunlearn.mechanisms import DPSGD, ProjectedNoisySGD, RewindToDelete
 from certunlearn.optimizer import noisy_sgd
@@ -151,6 +151,13 @@ def test_coupling_is_not_claimed_where_epsilon_is_in_the_hundreds():
     claim = {"noise_scale": 0.01, "epsilon": None, "accountant": "coupling"}
     with pytest.raises(ValueError, match="accountant must be another than coupling"):
         issue(**claim)
+    # A run that was calibrated within that, and stopped where it was not yet.
+    long = dataclasses.replace(MECHANISM, learning_rate=0.02, weight_decay=0.5, steps=400)
+    sigma = accounting.mu(long, noise_scale=1.0) / 19.0
+    assert accounting.mu(long.first(2), noise_scale=sigma) > 20
+    early = issue(mechanism=long, **claim | {"noise_scale": sigma}, steps_run=2)
+    assert early.accountant == "interpolation"
+    assert verify(early)
 
 
 def test_frozen_paths_in_any_script_but_not_of_any_kind(tmp_path):
