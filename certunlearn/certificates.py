@@ -317,8 +317,8 @@ def _epsilon(
     if accountant is None:
         actual, accountant = accounting.least_epsilon(run, **claim)
     else:
-        refuse_costly(run, run_scale, accountant)
         try:
+            refuse_costly(run, run_scale, accountant)
             actual = accounting.epsilon(run, **claim, accountant=accountant)
         except ValueError:
             if run.steps == planned.steps:
