@@ -312,14 +312,20 @@ def _folded_sum(terms: jax.Array) -> tuple[jax.Array, int]:
     them is summed where it is.
     """
     devices = jax.device_count()
-    shape = [1, 1]
-    for length in terms.shape:
+    shape: list[int] = [1, 1]
+    # On a mesh with explicit axes, JAX wants to be told that the blocks stay where they are.
+    sharding = jax.typeof(terms).sharding
+    places: list[Any] = [None, None]
+    for length, place in zip(terms.shape, sharding.spec, strict=True):
         blocks = math.gcd(length, devices)
         if blocks > 1:
             shape += [blocks, length // blocks]
+            places += [place, None]
         else:
             shape[-1] *= length
-    terms = terms.reshape(shape)
+    explicit = any(place is not None for place in places)
+    kept = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*places))
+    terms = jax.lax.reshape(terms, shape, out_sharding=kept if explicit else None)
     depth = 0
     for axis in range(1, len(shape), 2):
         while terms.shape[axis] > 1 and terms.size > _RUN:

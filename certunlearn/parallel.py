@@ -81,6 +81,10 @@ def _directly_in_pmap(manual: tuple[str, ...]) -> bool:
         place = frame.f_code.co_filename.replace("\\", "/")
         if place.endswith("jax/_src/pjit.py"):
             return False
+        # JAX 0.8 has `pmap` beside `shard_map`, with a step of its own.
+        older = place.endswith("jax/_src/shard_map.py")
+        if older and frame.f_code.co_name == "_handle_reshapes":
+            return True
         if place.endswith("jax/_src/pmap.py"):
             return True
         frame = frame.f_back

@@ -9,9 +9,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 import certunlearn as cu
-from certunlearn import norms, transforms
+from certunlearn import noise, norms, transforms
 
 # What clipping may cost: the norm is aimed at, not only bounded.
 LOSS = 3e-5
@@ -208,6 +209,17 @@ def check_users(mode, fast=False):
         assert exact_norm(row) <= 2
 
 
+def check_tails():
+    """Noise keeps its tails: the inverse of the normal distribution at 64 random bits."""
+    high = np.array([0, 0, 0, 1, 5, 1000, 2**20, 2**28, 2**31, 2**32 - 1, 2**32 - 1], np.uint32)
+    low = np.array([0, 1, 8, 0, 3, 0, 1, 0, 1, 0, 2**32 - 1], np.uint32)
+    drawn = np.asarray(jax.jit(noise.normal_from_words)(high, low), np.float64)
+    whole = high.astype(object) * 2**31 + (low >> 1).astype(object)
+    exceeded = np.array([(n + 0.5) / 2**63 for n in whole])
+    exact = np.where(low & 1, -1, 1) * scipy.stats.norm.isf(exceeded / 2)
+    np.testing.assert_allclose(drawn, exact, rtol=1e-6, atol=1e-6)
+
+
 CENTER = np.array([0.25, -3.0, 1e-3, 100.0, 0.0], np.float32)
 
 
@@ -220,6 +232,7 @@ def main():
             check_project_onto_ball(mode, center)
             check_clip_params(mode, None if center is None else [center])
     check_users("jit of vmap", fast=True)
+    check_tails()
 
 
 if __name__ == "__main__":

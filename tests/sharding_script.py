@@ -220,6 +220,17 @@ def sharded():
     return out
 
 
+def explicit():
+    """On a mesh whose axes are part of the types."""
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    rows = np.random.default_rng(0).normal(size=(64, 320)).astype(np.float32)
+    clip = cu.clip_by_global_norm(1.0)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("x", "y"), axis_types=kinds)):
+        placed = jax.device_put(rows, P("x", "y"))
+        out = jax.jit(lambda leaf: clip.update(leaf, clip.init(leaf))[0])(placed)
+        return {"kept": jax.typeof(out) == jax.typeof(placed), "clip": exact_norm(out)}
+
+
 if __name__ == "__main__":
-    checks = (pieces, copies, unchecked, examples, sharded)
+    checks = (pieces, copies, unchecked, examples, sharded, explicit)
     print(json.dumps({check.__name__: check() for check in checks}))

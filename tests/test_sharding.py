@@ -61,3 +61,8 @@ def test_sharded_arrays_have_the_noise_of_one_device_and_are_not_gathered(seen):
 def test_examples_on_several_devices_are_not_clipped_together(seen):
     assert "batch must be the same on all devices" in seen["examples"]["gradient"]
     assert "features must be the same on all devices" in seen["examples"]["features"]
+
+
+def test_explicit_axes_are_kept(seen):
+    assert seen["explicit"]["kept"]
+    assert 0.9999 < seen["explicit"]["clip"] <= 1
