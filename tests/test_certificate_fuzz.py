@@ -245,13 +245,50 @@ def test_any_bytes_are_a_certificate_or_a_value_error(data, tmp_path_factory):
         assert code == 1
 
 
+POSITIVE = st.floats(1e-9, 1e9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    fields=st.fixed_dictionaries(
+        {
+            "init_radius": POSITIVE,
+            "clip_norm": POSITIVE,
+            "learning_rate": st.lists(POSITIVE, min_size=3, max_size=3) | POSITIVE,
+            "weight_decay": st.just(0) | st.floats(0, 1e-9),
+            "reference": st.sampled_from(["retrained", "center"]),
+        }
+    ),
+    scale=st.lists(POSITIVE, min_size=3, max_size=3) | POSITIVE,
+    delta=st.floats(1e-12, 0.9),
+    ran=st.integers(1, 3),
+)
+def test_whatever_is_issued_verifies(fields, scale, delta, ran, tmp_path_factory):
+    mechanism = GradientClipping(**fields, steps=3, memoryless=False)
+    try:
+        certificate = certificates.certify(
+            mechanism, noise_scale=scale, delta=delta, params=SMALL, steps_run=ran
+        )
+    except ValueError:
+        return
+    path = tmp_path_factory.getbasetemp() / "issued.json"
+    certificate.save(path)
+    assert Certificate.load(path) == certificate
+    assert verify(Certificate.load(path), SMALL).problems == ()
+
+
+# So small that hardly any noise is lost in their rounding.
+SMALL = {"w": 1e-9 * jnp.arange(4.0)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accountant", CASES)
 def test_every_pair_of_altered_fields_is_answered(accountant, tmp_path):
     record = issued(accountant)
-    for first, second in itertools.combinations(tuple(paths(record)), 2):
+    places = [path for path in paths(record) if path[0] not in ("assumptions", "versions")]
+    for first, second in itertools.combinations(places, 2):
         for one, other in itertools.product(
-            near(at(record, first))[:3], near(at(record, second))[:3]
+            near(at(record, first))[:2], near(at(record, second))[:2]
         ):
             changed = altered(altered(record, first, one), second, other)
             assert_answered(mended(changed), tmp_path)
