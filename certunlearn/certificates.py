@@ -227,7 +227,7 @@ def certify(
         "delta": delta,
         "mu": accounting.mu(run, noise_scale=run_scale),
         "total_variation": accounting.total_variation(
-            run, noise_scale=run_scale, accountant=accountant
+            run, noise_scale=run_scale, accountant=accountant, delta=delta
         ),
         "accountant": accountant,
         "steps_run": steps_run,

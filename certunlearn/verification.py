@@ -117,7 +117,9 @@ def _number_problems(certificate: Certificate, run: Any, run_scale: checks.PerSt
     derive = {
         "mu": lambda: accounting.mu(run, noise_scale=run_scale),
         "epsilon": lambda: accounting.epsilon(run, delta=certificate.delta, **claim),
-        "total_variation": lambda: accounting.total_variation(run, **claim),
+        "total_variation": lambda: accounting.total_variation(
+            run, **claim, delta=certificate.delta
+        ),
     }
     for name, derived in derive.items():
         recorded, value = getattr(certificate, name), derived()
@@ -143,7 +145,8 @@ def _lower_bound_problems(
     if reached is None:
         return [
             f"epsilon_lower_bound is recorded as {recorded!r}, but is not worked out for more than "
-            f"{accounting.MOST_ATTACKED} steps, or a mu above {accounting.COUPLED_MU:g}"
+            f"{accounting.MOST_ATTACKED} steps, a mu above {accounting.COUPLED_MU:g}, or noise of "
+            "very different scales"
         ]
     if recorded > reached * (1 + certificates.ATTACK_TOLERANCE):
         return [

@@ -13,6 +13,7 @@ from certunlearn import certificates
 from certunlearn.accounting import (
     attack,
     coupling,
+    coupling_blocks,
     coupling_tables,
     gaussian,
     interpolation,
@@ -28,7 +29,7 @@ def game(distance, contraction, shift, noise, steps=None):
 
 
 def solve(steps, delta, length=None, merged=None, columns=64, **options):
-    run = coupling.blocks(steps, length)
+    run = coupling_blocks.blocks(steps, length)
     if merged is not None:
         run = run._replace(merged=np.full(len(run.noise), merged))
     return coupling_tables.solve(run, delta, coupling.Resolution(0.15, columns), **options)
@@ -167,29 +168,29 @@ def test_the_noise_scale_does_not_depend_on_the_unit_of_length():
 def test_noise_is_not_used_while_the_two_are_too_far_apart_to_meet():
     """Strong contraction from afar: the runs have all but met, which tables for afar would hide."""
     steps = game(2000.0, 0.8, 0.01, 1.0, 80)
-    found = coupling.blocks(steps)
+    found = coupling_blocks.blocks(steps)
     assert found.noise.tolist() == [1.0] * 67
     assert found.contraction.prod() == pytest.approx(0.8**80)
     assert by_attack(steps, 1e-5) <= coupling.epsilon(steps, 1e-5) < 0.1
     # Never all of it.
-    assert len(coupling.blocks(game(2000.0, 1.0, 0.01, 1.0, 3)).noise) == 1
+    assert len(coupling_blocks.blocks(game(2000.0, 1.0, 0.01, 1.0, 3)).noise) == 1
 
 
 def test_blocks_of_steps():
     steps = game(1.0, [1.0, 0.5, 0.5, 0.8], [0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 2.0, 0.5])
-    apart = coupling.blocks(steps, 1)
+    apart = coupling_blocks.blocks(steps, 1)
     # The step without noise is folded into the next: 0.5 * 0.2 + 0.3.
     assert apart.contraction.tolist() == [1.0, 0.25, 0.8]
     assert apart.shift == pytest.approx([0.1, 0.4, 0.4])
     assert apart.noise.tolist() == [1.0, 2.0, 0.5]
     assert apart.merged.tolist() == [False, False, False]
-    two = coupling.blocks(steps, 2)
+    two = coupling_blocks.blocks(steps, 2)
     assert two.contraction == pytest.approx([1.0, 0.2])
     assert two.shift == pytest.approx([0.1, 0.8 * 0.4 + 0.4])
     assert two.noise == pytest.approx([1.0, math.hypot(0.8 * 2.0, 0.5)])
     assert two.merged.tolist() == [False, True]
     # What follows the last noise is post-processing.
-    ended = coupling.blocks(game(1.0, 1.0, 0.1, [1.0, 0.0]))
+    ended = coupling_blocks.blocks(game(1.0, 1.0, 0.1, [1.0, 0.0]))
     assert ended.noise.tolist() == [1.0]
 
 
@@ -235,7 +236,7 @@ def test_the_optimistic_side_is_below_and_finer_tables_close_the_gap(merged):
     steps = game(2.0, 0.95, 0.4, 2.0, 5)
     widths = []
     for gap, columns in ((0.25, 48), (0.12, 128)):
-        run = coupling.blocks(steps, 1)._replace(merged=np.full(5, merged))
+        run = coupling_blocks.blocks(steps, 1)._replace(merged=np.full(5, merged))
         resolution = coupling.Resolution(gap, columns)
         above = coupling_tables.solve(run, 1e-5, resolution)
         below = coupling_tables.solve(run, 1e-5, resolution, above.policies, optimistic=True)

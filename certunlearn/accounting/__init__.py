@@ -36,6 +36,8 @@ ACCOUNTANTS = tuple(_ACCOUNTANTS)
 
 # Most steps for which plans and certificates work out `epsilon_lower_bound`: a few seconds.
 MOST_ATTACKED = 2000
+# In multiplications a round: some ten seconds. Constant steps and usual schedules take 1e9 at most.
+_MOST_ATTACK_WORK = 3e9
 
 _MAX_HORIZON = 200_000
 # Most mu, by interpolation, at which coupling is tried unasked. Beyond it epsilon is in the
@@ -235,11 +237,7 @@ def epsilon_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> fl
             f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
             "assumptions exclude an attack would have to respect"
         )
-    contraction, shift, noise = mechanism.contraction, mechanism.shift, runs.noise(mechanism, scale)
-    if mechanism.init_noise_scale > 0:  # a first step that does nothing
-        contraction, shift = np.insert(contraction, 0, 1.0), np.insert(shift, 0, 0.0)
-        noise = np.insert(noise, 0, mechanism.init_noise_scale)
-    return attack.epsilon(mechanism.start_distance, contraction, shift, noise, delta)
+    return attack.epsilon(*_game(mechanism, scale), delta)
 
 
 def epsilon_bracket(
@@ -279,13 +277,17 @@ def epsilon_bracket(
 def affordable_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> float | None:
     """`epsilon_lower_bound`, or None if there is none or it would take long.
 
-    It would for more than `MOST_ATTACKED` steps, or a mu above `COUPLED_MU`.
+    It would for more than `MOST_ATTACKED` steps, a mu above `COUPLED_MU`, or noise whose scales
+    differ so much from step to step that grids need very many nodes.
     """
     scale = _arguments(mechanism, noise_scale)
     if mechanism.steps > MOST_ATTACKED or not mechanism.attackable:
         return None
     if runs.mu_curve(mechanism, scale)[-1] > COUPLED_MU:
         return None  # an epsilon in the hundreds: what the attack reaches is of no use
+    delta = checks.open_unit("delta", delta)
+    if attack.work(*_game(mechanism, scale), delta) > _MOST_ATTACK_WORK:
+        return None
     return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
 
 
@@ -300,18 +302,27 @@ def mu(mechanism: Any, *, noise_scale: Any) -> float | None:
     return float(runs.mu_curve(mechanism, scale)[-1])
 
 
-def total_variation(mechanism: Any, *, noise_scale: Any, accountant: str | None = None) -> float:
+def total_variation(
+    mechanism: Any, *, noise_scale: Any, accountant: str | None = None, delta: float = 1e-5
+) -> float:
     """The most by which any event can be more likely than under the reference.
 
     What no certificate can give: an unlearned model that is better than the reference process, at
     anything, with a probability higher by more than this. Delta at epsilon 0, by the accountant;
-    the least if it is None. Arguments as for `epsilon`.
+    the least if it is None. Arguments as for `epsilon`; `delta` is that which coupling makes its
+    tables for. Any will do; that of a claim saves making others.
     """
+    delta = checks.open_unit("delta", delta)
     scale = _arguments(mechanism, noise_scale, accountant)
     names = _candidates(mechanism, scale) if accountant is None else (accountant,)
     # The published formulas say nothing of it; that they hold interpolation has confirmed.
     names = tuple("interpolation" if name == "closed-form" else name for name in names)
-    return min(float(_ACCOUNTANTS[name].delta(mechanism, scale, 0.0)) for name in names)
+    return min(
+        by_coupling.delta(mechanism, scale, 0.0, delta)
+        if name == "coupling"
+        else float(_ACCOUNTANTS[name].delta(mechanism, scale, 0.0))
+        for name in names
+    )
 
 
 def best_steps(mechanism: Any) -> int:
@@ -384,6 +395,15 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
     if scale is None or runs.mu_curve(mechanism, scale)[-1] <= COUPLED_MU:
         return names
     return tuple(name for name in names if name != "coupling")
+
+
+def _game(mechanism: Any, scale: checks.PerStep) -> tuple[float, Any, Any, Any]:
+    """The run as `attack` reads it."""
+    contraction, shift, noise = mechanism.contraction, mechanism.shift, runs.noise(mechanism, scale)
+    if mechanism.init_noise_scale > 0:  # a first step that does nothing
+        contraction, shift = np.insert(contraction, 0, 1.0), np.insert(shift, 0, 0.0)
+        noise = np.insert(noise, 0, mechanism.init_noise_scale)
+    return mechanism.start_distance, contraction, shift, noise
 
 
 def _least(found: list[tuple[float, str]]) -> tuple[float, str]:

@@ -135,6 +135,17 @@ def epsilon(
     return best
 
 
+def work(
+    initial_distance: float, contraction: Any, shift: Any, noise_scale: Any, delta: float
+) -> float:
+    """About how many multiplications one round of `epsilon` takes; arguments as there."""
+    run = _run(initial_distance, contraction, shift, noise_scale)
+    highest = float(gaussian.epsilon(run.mu, delta))
+    if highest in (0.0, math.inf):
+        return 0.0
+    return attack_grid.work(run.game, NODES, _reach(run, min(highest, MAX_EPSILON), delta))
+
+
 def delta(
     initial_distance: float,
     contraction: Any,

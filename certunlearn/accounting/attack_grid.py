@@ -40,6 +40,8 @@ _USUAL_REACH = 10.0
 _MAX_WIDTH = 2500.0  # standard deviations from the centre out to there, before noise is raised
 _ROUNDING = 1e-15  # of the probability accepted, for each step
 _CHUNK = 64  # target nodes at a time where grids do not match
+_MOST_NODES = 500_000  # of a grid, where work is to be affordable
+_REGRIDDED = 4.0  # what a node costs there, as a multiple of where they do
 
 
 class Game(NamedTuple):
@@ -121,6 +123,28 @@ def play(game: Game, epsilon: float, nodes: float, reach: float) -> Played:
         densities, spacing = moved * spacing, new
     left_out = 4 * len(sigma) * float(special.ndtr(-reach))
     return Played(thresholds, spacing, densities, left_out)
+
+
+def work(game: Game, nodes: float, reach: float) -> float:
+    """About how many multiplications `play` takes; infinity for grids of too many nodes."""
+    sigma, width, allowed = _plan(game, nodes, reach)
+    if not np.all(width <= _MOST_NODES / 2 * allowed):
+        return math.inf
+    spacing, total = float(allowed[0]), 0.0
+    for t in range(1, len(sigma)):
+        scaled = float(game.contraction[t]) * spacing
+        new = scaled if 2 * scaled > allowed[t] else float(allowed[t])
+        if not 2 * float(width[t]) <= _MOST_NODES * new:
+            return math.inf
+        kernel = 2 * reach * float(sigma[t])
+        if new == scaled:
+            total += 2 * float(width[t - 1]) / spacing * (kernel / new)
+        else:
+            source = 2 * float(width[t - 1]) / spacing
+            near = min(source, (kernel + _CHUNK * new) / scaled) if scaled > 0 else source
+            total += _REGRIDDED * 2 * float(width[t]) / new * near
+        spacing = new
+    return total
 
 
 def accepted(played: Played, epsilon: float) -> tuple[float, float]:

@@ -35,9 +35,11 @@ def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
     return coupling.epsilon(steps(mechanism, scale), delta)
 
 
-def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
-    """See `certunlearn.delta`."""
-    return coupling.delta(steps(mechanism, scale), epsilon)
+def delta(
+    mechanism: Any, scale: checks.PerStep, epsilon: float, delta_scale: float = 1e-5
+) -> float:
+    """See `certunlearn.delta`, and `coupling.delta` for `delta_scale`."""
+    return coupling.delta(steps(mechanism, scale), epsilon, delta_scale)
 
 
 def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:

@@ -88,14 +88,8 @@ from typing import NamedTuple
 import numpy as np
 
 from certunlearn.accounting import coupling_tables, gaussian, interpolation
-from certunlearn.accounting.coupling_tables import Blocks, Resolution, Solved
-
-# Blocks that a run, or as much of it as weight decay remembers, is divided into.
-BLOCKS = 48
-# Most blocks, if all steps are the same and weight decay forgets.
-MOST_BLOCKS = 400
-# In runs of more blocks than this, shifts below this share of the noise are taken to be small.
-_FEW_BLOCKS, _SMALL_SHIFT = 24, 0.1
+from certunlearn.accounting.coupling_blocks import Steps, affordable, resolution
+from certunlearn.accounting.coupling_tables import Resolution, Solved
 
 _REFINEMENTS = 3
 # A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of
@@ -104,27 +98,11 @@ _STRIDE, _SHORT, _GUESS, _NEAR = 0.5, 0.92, 0.03, 0.006
 _SOLUTIONS = 8  # on either tables, at most
 _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 
-# Noise at separations beyond this many of its standard deviations is not used: both move alike.
-_USELESS = 100.0
+# Below it the windows of tables outgrow what the proof allows; interpolation is asked alone.
+LEAST_DELTA = 1e-20
 
 _COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
-
-
-class Steps(NamedTuple):
-    """A run, one number per step, in parameter units.
-
-    Attributes:
-      distance: of the two starts.
-      contraction: float64 `[steps]`.
-      shift: float64 `[steps]`.
-      noise: float64 `[steps]`, standard deviations.
-    """
-
-    distance: float
-    contraction: np.ndarray
-    shift: np.ndarray
-    noise: np.ndarray
 
 
 def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
@@ -141,7 +119,7 @@ def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
     if steps.distance == 0:
         return 0.0  # one start, one law
     capped = float(gaussian.delta(epsilon, _mu(steps)))
-    if math.isinf(_mu(steps)):
+    if math.isinf(_mu(steps)) or delta_scale < LEAST_DELTA:
         return capped
     solved = _solved(steps, delta_scale)
     return min(capped, float(coupling_tables.profile(solved, np.array([epsilon]))[0]))
@@ -152,7 +130,7 @@ def epsilon(steps: Steps, delta: float) -> float:
     if steps.distance == 0:
         return 0.0
     capped = float(gaussian.epsilon(_mu(steps), delta))
-    if math.isinf(capped) or capped == 0:
+    if math.isinf(capped) or capped == 0 or delta < LEAST_DELTA:
         return capped
     return _epsilon(_solved(steps, delta), delta, capped)
 
@@ -166,19 +144,19 @@ def bracket(steps: Steps, delta: float, tolerance: float) -> tuple[float, float]
     if steps.distance == 0:
         return 0.0, 0.0
     capped = float(gaussian.epsilon(_mu(steps), delta))
-    if math.isinf(capped) or capped == 0:
+    if math.isinf(capped) or capped == 0 or delta < LEAST_DELTA:
         return capped, capped
-    run = blocks(steps)
-    resolution = _resolution(run)
+    run = affordable(steps, delta)
+    tables = resolution(run)
     low, high = 0.0, capped
     for _ in range(_REFINEMENTS + 1):
-        solved = coupling_tables.solve(run, delta, resolution)
-        other = coupling_tables.solve(run, delta, resolution, solved.policies, optimistic=True)
+        solved = coupling_tables.solve(run, delta, tables)
+        other = coupling_tables.solve(run, delta, tables, solved.policies, optimistic=True)
         high = min(high, _epsilon(solved, delta, capped))
         low = min(_epsilon(other, delta, capped), high)
         if high - low <= tolerance * high:
             break
-        resolution = Resolution(resolution.gap / 1.5, resolution.columns * 3 // 2)
+        tables = Resolution(tables.gap / 1.5, tables.columns * 3 // 2)
     return low, high
 
 
@@ -194,28 +172,28 @@ def noise_scale(steps: Steps, epsilon: float, delta: float, progress: bool = Fal
 @functools.lru_cache(maxsize=64)
 def _noise_scale_once(
     distance: float,
-    contraction: tuple[float, ...],
-    shift: tuple[float, ...],
-    noise: tuple[float, ...],
+    contraction: bytes,
+    shift: bytes,
+    noise: bytes,
     epsilon: float,
     delta: float,
     progress: bool,
 ) -> float:
-    steps = Steps(distance, np.array(contraction), np.array(shift), np.array(noise))
+    steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
     largest = _mu(steps) / gaussian.mu(epsilon, delta)  # what interpolation asks for
     # At the noise that will do: which of it is of use depends on its scale.
-    run = blocks(steps._replace(noise=steps.noise * largest))
-    if len(run.noise) == 1:
+    run = affordable(steps._replace(noise=steps.noise * largest), delta)
+    if len(run.noise) == 1 or delta < LEAST_DELTA:
         return largest
-    fine = _resolution(run)
+    fine = resolution(run)
     coarse = Resolution(fine.gap * 2, 56)
     top = math.log(largest)
     with _bar(progress) as advance:
 
         @functools.cache
-        def excess(log_scale: float, resolution: Resolution) -> float:
-            scaled = blocks(steps._replace(noise=steps.noise * math.exp(log_scale)))
-            solved = coupling_tables.solve(scaled, delta, resolution, advance=advance)
+        def excess(log_scale: float, tables: Resolution) -> float:
+            scaled = affordable(steps._replace(noise=steps.noise * math.exp(log_scale)), delta)
+            solved = coupling_tables.solve(scaled, delta, tables, advance=advance)
             found = float(coupling_tables.profile(solved, np.array([epsilon]))[0])
             return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
@@ -307,56 +285,6 @@ def epsilon_curve(steps: Steps, delta: float) -> np.ndarray:
     return np.concatenate([[np.inf], np.minimum.accumulate(curve)])
 
 
-def blocks(steps: Steps, length: int | None = None) -> Blocks:
-    """The run with every `length` noisy steps merged into a block; see the module's docstring."""
-    noisy = np.flatnonzero(steps.noise > 0)
-    if not len(noisy):
-        raise ValueError("steps without any noise cannot be bounded")
-    first = _first_near(steps)
-    noisy = noisy[min(int(np.searchsorted(noisy, first)), len(noisy) - 1) :]
-    count = int(noisy[-1]) + 1  # what follows the last noise is post-processing
-    length = length or _block_length(steps, count, len(noisy))
-    ends = noisy[::-1][::length][::-1]
-    starts = np.insert(ends[:-1] + 1, 0, 0)
-    found: list[tuple[float, float, float, bool]] = []
-    used = np.where(np.arange(len(steps.noise)) >= noisy[0], steps.noise, 0.0)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        contraction, shift, variance = 1.0, 0.0, 0.0
-        for t in range(start, end + 1):
-            c, sigma = float(steps.contraction[t]), float(used[t])
-            contraction, shift = c * contraction, c * shift + float(steps.shift[t])
-            variance = c * c * variance + sigma * sigma
-        noise = math.sqrt(variance)
-        several = np.count_nonzero(used[start : end + 1]) > 1
-        # Where shifts are small the log gain is too, and a killed pair takes half the time.
-        small = len(ends) > _FEW_BLOCKS and shift < _SMALL_SHIFT * noise
-        found.append((contraction, shift, noise, bool(several or small)))
-    return Blocks(steps.distance, *(np.array(part) for part in zip(*found, strict=True)))
-
-
-def _first_near(steps: Steps) -> int:
-    """The first step whose noise is of use: before it the two are far apart, if moved alike."""
-    distance = steps.distance
-    for t, (c, s, sigma) in enumerate(zip(*(part.tolist() for part in steps[1:]), strict=True)):
-        distance = c * distance + s
-        if distance < _USELESS * sigma:
-            return t
-    return len(steps.noise)
-
-
-def _block_length(steps: Steps, count: int, noisy: int) -> int:
-    contraction = steps.contraction[0]
-    alike = all(len(np.unique(part[:count])) == 1 for part in steps[1:])
-    if alike and contraction < 1:
-        remembered = min(noisy, 1.5 / (1 - contraction))
-        return max(1, round(remembered / BLOCKS), math.ceil(noisy / MOST_BLOCKS))
-    return max(1, round(noisy / BLOCKS))
-
-
-def _resolution(run: Blocks) -> Resolution:
-    return Resolution(min(0.15, max(0.08, 0.15 * math.sqrt(len(run.noise) / BLOCKS))), 128)
-
-
 def _mu(steps: Steps) -> float:
     return interpolation.gdp_mu(steps.distance, steps.contraction, steps.shift, steps.noise)
 
@@ -365,23 +293,22 @@ def _solved(steps: Steps, delta: float) -> Solved:
     return _solved_once(*_hashable(steps), delta)
 
 
-def _hashable(
-    steps: Steps,
-) -> tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    contraction, shift, noise = (tuple(part.tolist()) for part in steps[1:])
+def _hashable(steps: Steps) -> tuple[float, bytes, bytes, bytes]:
+    contraction, shift, noise = (np.asarray(part, np.float64).tobytes() for part in steps[1:])
     return steps.distance, contraction, shift, noise
 
 
 @functools.lru_cache(maxsize=16)
 def _solved_once(
     distance: float,
-    contraction: tuple[float, ...],
-    shift: tuple[float, ...],
-    noise: tuple[float, ...],
+    contraction: bytes,
+    shift: bytes,
+    noise: bytes,
     delta: float,
 ) -> Solved:
-    run = blocks(Steps(distance, np.array(contraction), np.array(shift), np.array(noise)))
-    return coupling_tables.solve(run, delta, _resolution(run))
+    steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
+    run = affordable(steps, delta)
+    return coupling_tables.solve(run, delta, resolution(run))
 
 
 def _epsilon(solved: Solved, delta: float, highest: float) -> float:

@@ -23,6 +23,8 @@ _FLOOR, _TAIL = 5e-3, 5e-4
 _ROWS_APART, _LEVELS_APART = 4, 8
 # And is kept for so many steps, as a share of those before.
 _GROWTH = 0.3
+# What another of the same steps takes, as a share of the first.
+_REPEATED = 0.1
 
 
 class Blocks(NamedTuple):
@@ -174,6 +176,7 @@ def solve(
             table = _met(Table(nodes, top, np.minimum(found, 1)))
         t, since = t - again, since + again
         advance(again)
+        del step  # before the next is made: they are the largest there is
     return Solved(blocks, delta, optimistic, table, chosen, size, window)
 
 
@@ -215,6 +218,22 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
         _missed(table, solved.size, solved.window, tail, merged, solved.optimistic)
     ).reshape(shape)
     return np.minimum(found.min(axis=-1).reshape(-1)[: len(epsilons)], exact)
+
+
+def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
+    """About how long `solve` takes, in states times nodes that each leads to, all per level."""
+    count = len(blocks.noise)
+    if count == 1:
+        return 0.0
+    tail = _tail(delta, count)
+    grids = _grids(blocks, resolution.gap, tail)
+    window = max(_reach(grid, tail) for grid in grids)
+    done, t, since = 0.0, count - 2, 0
+    while t > 0:
+        again = max(1, min(_repeats(blocks, grids, t), math.ceil(_GROWTH * since)))
+        done += len(grids[t - 1]) * window * (1 + _REPEATED * again)
+        t, since = t - again, since + again
+    return done
 
 
 def _choose(

@@ -35,6 +35,8 @@ from typing import Any
 import numpy as np
 
 _STARTS = 50
+# Steps of all those runs together, which are fewer then: each takes half a microsecond.
+_MOST_STARTED = 5_000_000
 
 
 def gdp_mu(
@@ -122,7 +124,8 @@ def gdp_mu_curve(
 
 def _starts(steps: int) -> list[int]:
     """Steps that a run is taken to start after: some, as any will do, and all near the end."""
-    spread = np.linspace(1, steps - 1, min(_STARTS, max(steps - 1, 0)))
+    count = min(_STARTS, max(steps - 1, 0), _MOST_STARTED // steps)
+    spread = np.linspace(1, steps - 1, count)
     return sorted({*spread.round().astype(int).tolist(), *range(max(1, steps - _STARTS), steps)})
 
 

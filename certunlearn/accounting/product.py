@@ -22,6 +22,7 @@ Balle et al. (2019); the proof above is the whole of it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ from certunlearn import checks
 from certunlearn.accounting import gaussian, runs
 
 _HALVINGS = 60
+# The same by many numbers at a time, as steps are what takes long: 32^12 = 2^60.
+_AT_ONCE, _SEARCHES = 33, 12
+# Of longer runs the last so many steps count only: no step raises delta.
+_MOST_STEPS = 10_000
 _LARGEST = 1000.0  # epsilon; beyond it there is no guarantee to speak of
 _APART = 1000.0  # separations, in standard deviations, beyond which theta counts as 1
 # More than `gaussian.delta` is too small by (3e-13, measured); errors of T steps would multiply.
@@ -54,23 +59,22 @@ def refusal(mechanism: Any) -> str | None:
 def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
     """See `certunlearn.epsilon`; infinity beyond 1000."""
 
-    def holds(epsilon: float) -> bool:
-        return float(_deltas(mechanism, scale, np.array([epsilon]))[-1, 0]) <= delta
-
-    if holds(0.0):
-        return 0.0
-    if not holds(_LARGEST):
+    if _last(mechanism, scale, np.array([_LARGEST]))[0] > delta:
         return math.inf
     low, high = 0.0, _LARGEST
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
+    for _ in range(_SEARCHES):
+        grid = np.linspace(low, high, _AT_ONCE)
+        holds = np.flatnonzero(_last(mechanism, scale, grid) <= delta)
+        first = int(holds[0]) if len(holds) else len(grid) - 1  # `high` holds
+        if first == 0:
+            return float(grid[0])
+        low, high = float(grid[first - 1]), float(grid[first])
     return high
 
 
 def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
     """See `certunlearn.delta`."""
-    return float(_deltas(mechanism, scale, np.array([epsilon]))[-1, 0])
+    return float(_last(mechanism, scale, np.array([epsilon]))[0])
 
 
 def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:
@@ -78,7 +82,7 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) ->
     del progress
 
     def holds(log_scale: float) -> bool:
-        return float(_deltas(mechanism, math.exp(log_scale), np.array([epsilon]))[-1, 0]) <= delta
+        return float(_last(mechanism, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
 
     # One Gaussian for the last separation alone is enough.
     last = runs.largest_separations(mechanism)[mechanism.noisy][-1]
@@ -112,21 +116,34 @@ def _epsilons(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray
     return np.where(none, 0.0, np.where(never, np.inf, high))
 
 
+def _last(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.ndarray:
+    """float64 `[epsilons]`: delta after the last step, for each epsilon."""
+    found = np.ones(len(epsilons))
+    for each in _steps(mechanism, scale, epsilons, max(0, mechanism.steps - _MOST_STEPS)):
+        found = each
+    return found
+
+
 def _deltas(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.ndarray:
     """float64 `[steps, epsilons]`: delta after each step, for each epsilon."""
+    return np.array(list(_steps(mechanism, scale, epsilons)))
+
+
+def _steps(
+    mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray, skipped: int = 0
+) -> Iterator[np.ndarray]:
+    """float64 `[epsilons]` for each step from `skipped` on: delta after it."""
     with np.errstate(divide="ignore"):  # log(e^0 - 1)
         log_extra = epsilons + np.log(-np.expm1(-epsilons))
     found = np.ones(len(epsilons))
     if mechanism.init_noise_scale > 0:
         start = mechanism.start_distance / mechanism.init_noise_scale
         found = np.asarray(gaussian.delta(epsilons, start))
-    rows = []
-    noise = runs.noise(mechanism, scale)
-    for separation, sigma in zip(runs.largest_separations(mechanism), noise, strict=True):
+    noise = runs.noise(mechanism, scale)[skipped:]
+    for separation, sigma in zip(runs.largest_separations(mechanism)[skipped:], noise, strict=True):
         if sigma > 0:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
             apart = separation / sigma
             theta = 1.0 if apart > _APART else gaussian.delta(ratio, apart) * _ROUNDED_UP
             found = np.minimum(found * theta, found)
-        rows.append(found)
-    return np.array(rows)
+        yield found
