@@ -54,7 +54,7 @@ def parse(content: bytes) -> Any:
       ValueError: saying what is wrong, in one printable line.
     """
     if len(content) > MOST_BYTES:
-        raise ValueError(f"it has {len(content)} bytes, and no certificate has above {MOST_BYTES}")
+        raise ValueError(f"it has more than {MOST_BYTES} bytes, which no certificate has")
     try:
         return json.loads(
             content.decode("utf-8"),

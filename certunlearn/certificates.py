@@ -359,7 +359,8 @@ def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
 
 def covered_leaves(params: Any, frozen: Any) -> list[np.ndarray]:
     """The arrays of `params` that the guarantee covers."""
-    return [leaf for name, leaf in files.named_leaves(params).items() if name not in set(frozen)]
+    kept = frozenset(frozen)
+    return [leaf for name, leaf in files.named_leaves(params).items() if name not in kept]
 
 
 def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
@@ -367,17 +368,17 @@ def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
     named = files.named_leaves(params)
     if isinstance(frozen, str) or not all(isinstance(name, str) for name in frozen):
         raise TypeError(f"frozen must be a list of paths of leaves, got {frozen!r:.80}")
-    frozen = sorted(set(frozen))
-    unknown = [name for name in frozen if name not in named]
+    kept = frozenset(frozen)
+    unknown = sorted(kept - set(named))
     if unknown:
         raise ValueError(f"frozen names no leaf of params: {unknown}; there are {list(named)}")
-    covered = [leaf for name, leaf in named.items() if name not in frozen]
+    covered = [leaf for name, leaf in named.items() if name not in kept]
     return {
         "parameters": sum(leaf.size for leaf in covered),
         "leaves": len(covered),
         "dtypes": sorted({leaf.dtype.name for leaf in covered}),
-        "frozen": frozen,
-        "frozen_parameters": sum(named[name].size for name in frozen),
+        "frozen": sorted(kept),
+        "frozen_parameters": sum(named[name].size for name in kept),
     }
 
 

@@ -103,9 +103,11 @@ def _verify(args: argparse.Namespace) -> int:
 def _released(path: Path, certificate: certificates.Certificate) -> dict[str, Any]:
     """The released parameters, if the file is no larger than the certificate lets them be."""
     coverage = certificate.coverage
-    # Eight bytes for a number, twice that for other dtypes, and room for names.
     numbers = coverage["parameters"] + coverage["frozen_parameters"]
-    return files.load_params(path, max_bytes=16 * numbers + certificate_format.MOST_BYTES)
+    # Sixteen bytes for the widest numbers, and for each leaf its headers and thrice its name.
+    leaves = coverage["leaves"] + len(coverage["frozen"])
+    most = 16 * numbers + 1_000 * leaves + certificate_format.MOST_BYTES
+    return files.load_params(path, max_bytes=most)
 
 
 def _signature_problems(

@@ -256,6 +256,25 @@ def test_verify_reports_parameters_that_cannot_be_read(released, capsys):
     assert_one_line_error(cli.main([*arguments, str(broken)]), capsys.readouterr(), 1)
 
 
+def test_verify_reads_many_small_leaves_but_not_what_is_too_large(released, capsys):
+    params = {f"layer{i}/bias": np.ones(1, np.float32) for i in range(6_000)}
+    path, saved = released / "many.json", released / "many.npz"
+    sigma = cu.noise_scale(MECHANISM, epsilon=1.0, delta=1e-5, **EXACT)
+    cu.certify(MECHANISM, noise_scale=sigma, delta=1e-5, params=params, steps_run=10, **EXACT).save(
+        path
+    )
+    cu.save_params(saved, params)
+    assert saved.stat().st_size > 1_000_000  # most of it headers
+    assert cli.main(["verify", str(path), "--params", str(saved)]) == 0
+    capsys.readouterr()
+    cu.save_params(saved, {"w": np.ones(10**6)})
+    arguments = ["verify", str(released / "certificate.json"), "--params", str(saved)]
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    assert "bytes, more than the" in captured.err
+    assert_one_line_error(code, captured, 1)
+
+
 def test_verify_reports_a_claim_too_large_to_derive(released, capsys):
     path = released / "certificate.json"
     record = json.loads(path.read_text())
