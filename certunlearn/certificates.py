@@ -15,12 +15,11 @@ import os
 import platform
 from typing import Any
 
-import numpy as np
-
 from certunlearn import (
     accounting,
     certificate_format,
     checks,
+    coverage,
     files,
     mechanisms,
     optimizer,
@@ -208,13 +207,14 @@ def certify(
     tuned = checks.optional_count("finetune_steps", finetune_steps) or 0
     checks.choice("key_source", key_source, certificate_format.KEY_SOURCES)
     mechanisms.check(mechanism)
+    frozen = coverage.paths(frozen)
     contradictions = mechanism.size_problems(retain_size, forget_size)
     if contradictions:
         raise ValueError(contradictions[0])
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run, evidence = _steps_run(mechanism, state, steps_run)
     run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
-    rounding.check(mechanism, scale, covered_leaves(params, frozen))
+    rounding.check(mechanism, scale, coverage.leaves(params, frozen))
     actual, accountant = _epsilon(mechanism, run, run_scale, delta, epsilon, accountant)
     record: dict[str, Any] = {
         "schema": certificate_format.SCHEMA,
@@ -232,7 +232,7 @@ def certify(
         "accountant": accountant,
         "steps_run": steps_run,
         "evidence": evidence,
-        "coverage": coverage_of(params, frozen),
+        "coverage": coverage.record(params, frozen),
         "assumptions": list(mechanism.assumptions),
         "key_source": key_source,
         "versions": _versions(),
@@ -272,7 +272,8 @@ def check_plan(mechanism: Any, noise_scale: Any, frozen: Any, accountant: str | 
     names = accounting.available(mechanism)[:1] if accountant is None else (accountant,)
     refuse_costly(mechanism, scale, names[0])
     noise = list(scale) if isinstance(scale, tuple) else scale
-    problem = certificate_format.plan_problem(mechanisms.to_record(mechanism), noise, list(frozen))
+    paths = list(coverage.paths(frozen))
+    problem = certificate_format.plan_problem(mechanisms.to_record(mechanism), noise, paths)
     if problem is not None:
         raise ValueError(f"no such run can be certified: {problem}")
 
@@ -355,31 +356,6 @@ def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
     deletions = getattr(run, "deletions", 0)
     if accountant == "dp-accounting" and deletions > MOST_DELETIONS:
         raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {deletions}")
-
-
-def covered_leaves(params: Any, frozen: Any) -> list[np.ndarray]:
-    """The arrays of `params` that the guarantee covers."""
-    kept = frozenset(frozen)
-    return [leaf for name, leaf in files.named_leaves(params).items() if name not in kept]
-
-
-def coverage_of(params: Any, frozen: Any) -> dict[str, Any]:
-    """The `coverage` of a certificate for `params` with these frozen paths."""
-    named = files.named_leaves(params)
-    if isinstance(frozen, str) or not all(isinstance(name, str) for name in frozen):
-        raise TypeError(f"frozen must be a list of paths of leaves, got {frozen!r:.80}")
-    kept = frozenset(frozen)
-    unknown = sorted(kept - set(named))
-    if unknown:
-        raise ValueError(f"frozen names no leaf of params: {unknown}; there are {list(named)}")
-    covered = [leaf for name, leaf in named.items() if name not in kept]
-    return {
-        "parameters": sum(leaf.size for leaf in covered),
-        "leaves": len(covered),
-        "dtypes": sorted({leaf.dtype.name for leaf in covered}),
-        "frozen": sorted(kept),
-        "frozen_parameters": sum(named[name].size for name in kept),
-    }
 
 
 def first_steps(scale: checks.PerStep, steps: int) -> checks.PerStep:

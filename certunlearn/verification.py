@@ -11,6 +11,7 @@ from certunlearn import (
     certificate_format,
     certificates,
     checks,
+    coverage,
     files,
     mechanisms,
     rounding,
@@ -165,13 +166,11 @@ def _params_problems(certificate: Certificate, params: Any) -> list[str]:
                 f"params are not the released ones: their SHA-256 is {digest}, the certificate is "
                 f"for {certificate.params_digest}"
             ]
-        coverage = certificates.coverage_of(params, frozen)
-        if coverage != certificate.coverage:
-            return [f"coverage is recorded as {certificate.coverage}, but params give {coverage}"]
+        covered = coverage.record(params, frozen)
+        if covered != certificate.coverage:
+            return [f"coverage is recorded as {certificate.coverage}, but params give {covered}"]
         mechanism = mechanisms.from_record(certificate.mechanism)
-        rounding.check(
-            mechanism, certificate.noise_scale, certificates.covered_leaves(params, frozen)
-        )
+        rounding.check(mechanism, certificate.noise_scale, coverage.leaves(params, frozen))
     except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
         return [f"params are not what a certificate can be for: {error}"]
     return []
@@ -188,7 +187,7 @@ def interval(certificate: Certificate) -> str:
 
 
 def _summary(certificate: Certificate) -> str:
-    record, coverage = certificate.mechanism, certificate.coverage
+    record, covered = certificate.mechanism, certificate.coverage
     noise = np.asarray(certificate.noise_scale)
     noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
     lines = [
@@ -199,8 +198,8 @@ def _summary(certificate: Certificate) -> str:
         f"noise scale         {noise_text} (standard deviation, parameter units)",
         f"true epsilon        {interval(certificate)}",
         f"total variation     at most {certificate.total_variation:.4g} from the reference",
-        f"covers              {coverage['parameters']} parameters in {coverage['leaves']} leaves "
-        f"({', '.join(map(str, coverage['dtypes']))}); frozen: {coverage['frozen_parameters']}",
+        f"covers              {covered['parameters']} parameters in {covered['leaves']} leaves "
+        f"({', '.join(map(str, covered['dtypes']))}); frozen: {covered['frozen_parameters']}",
         f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
         f"steps known by      {certificate.evidence}",
         f"noise key           {certificate.key_source}",

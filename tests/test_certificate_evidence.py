@@ -171,7 +171,8 @@ def test_frozen_paths_in_any_script_but_not_of_any_kind(tmp_path):
     for path in ("a\nb", "a\u202eb", "x" * 3000):
         with pytest.raises(ValueError, match="coverage must hold lines of printable text"):
             issue(params={"w": jnp.ones(2), path: jnp.ones(3)}, frozen=[path])
-    for wrong in ("b", [3], [None, "b"]):
+    assert issue(frozen=(name for name in ["b"])).coverage["frozen"] == ["b"]
+    for wrong in ("b", [3], [None, "b"], {"b": True, "w": False}, 3):
         with pytest.raises(TypeError, match="frozen must be a list of paths"):
             issue(frozen=wrong)
 
