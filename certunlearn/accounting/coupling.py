@@ -88,7 +88,7 @@ from typing import NamedTuple
 import numpy as np
 
 from certunlearn.accounting import coupling_tables, gaussian, interpolation
-from certunlearn.accounting.coupling_blocks import Steps, affordable, resolution
+from certunlearn.accounting.coupling_blocks import Steps, affordable
 from certunlearn.accounting.coupling_tables import Resolution, Solved
 
 _REFINEMENTS = 3
@@ -146,8 +146,7 @@ def bracket(steps: Steps, delta: float, tolerance: float) -> tuple[float, float]
     capped = float(gaussian.epsilon(_mu(steps), delta))
     if math.isinf(capped) or capped == 0 or delta < LEAST_DELTA:
         return capped, capped
-    run = affordable(steps, delta)
-    tables = resolution(run)
+    run, tables = affordable(steps, delta)
     low, high = 0.0, capped
     for _ in range(_REFINEMENTS + 1):
         solved = coupling_tables.solve(run, delta, tables)
@@ -182,18 +181,21 @@ def _noise_scale_once(
     steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
     largest = _mu(steps) / gaussian.mu(epsilon, delta)  # what interpolation asks for
     # At the noise that will do: which of it is of use depends on its scale.
-    run = affordable(steps._replace(noise=steps.noise * largest), delta)
+    run, fine = affordable(steps._replace(noise=steps.noise * largest), delta)
     if len(run.noise) == 1 or delta < LEAST_DELTA:
         return largest
-    fine = resolution(run)
     coarse = Resolution(fine.gap * 2, 56)
     top = math.log(largest)
     with _bar(progress) as advance:
 
         @functools.cache
         def excess(log_scale: float, tables: Resolution) -> float:
-            scaled = affordable(steps._replace(noise=steps.noise * math.exp(log_scale)), delta)
-            solved = coupling_tables.solve(scaled, delta, tables, advance=advance)
+            scaled, usual = affordable(
+                steps._replace(noise=steps.noise * math.exp(log_scale)), delta
+            )
+            # As the claim will be derived again, or coarser.
+            used = tables if tables.gap > usual.gap else usual
+            solved = coupling_tables.solve(scaled, delta, used, advance=advance)
             found = float(coupling_tables.profile(solved, np.array([epsilon]))[0])
             return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
@@ -307,8 +309,8 @@ def _solved_once(
     delta: float,
 ) -> Solved:
     steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
-    run = affordable(steps, delta)
-    return coupling_tables.solve(run, delta, resolution(run))
+    run, tables = affordable(steps, delta)
+    return coupling_tables.solve(run, delta, tables)
 
 
 def _epsilon(solved: Solved, delta: float, highest: float) -> float:

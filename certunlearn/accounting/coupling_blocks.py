@@ -21,7 +21,8 @@ _USELESS = 100.0
 # Most work, in entries of tables for a level: about 15 seconds of one processor. Runs of 50 steps
 # that all differ take 2.4 million.
 MOST_WORK = 2_500_000
-_FEWER = 0.8  # blocks that are tried next, as a share of those that take too long
+_FEWER = 0.8  # blocks or nodes that are tried next, as a share of those that take too long
+_LEAST_GAP, _USUAL_GAP = 0.08, 0.15
 
 
 class Steps(NamedTuple):
@@ -67,24 +68,28 @@ def blocks(steps: Steps, length: int | None = None) -> Blocks:
     return Blocks(steps.distance, *(np.array(part) for part in zip(*found, strict=True)))
 
 
-def affordable(steps: Steps, delta: float) -> Blocks:
-    """The run in the usual blocks, or in longer ones where tables would take long.
+def affordable(steps: Steps, delta: float) -> tuple[Blocks, Resolution]:
+    """The run in the usual blocks and tables, or in coarser ones where those would take long.
 
-    Any length is safe. Only runs whose steps all differ, with starts far apart in units of the
-    noise, need longer ones.
+    Any are safe. Only runs whose steps all differ, with starts far apart in units of the noise,
+    need coarser ones: first wider gaps, then longer blocks.
     """
     run = blocks(steps)
-    length = 1
-    while coupling_tables.work(run, delta, resolution(run)) > MOST_WORK:
+    tables, length = resolution(run), 1
+    while coupling_tables.work(run, delta, tables) > MOST_WORK:
+        if tables.gap < _USUAL_GAP:
+            tables = tables._replace(gap=min(_USUAL_GAP, tables.gap / _FEWER))
+            continue
         fewer = _FEWER * len(run.noise)
         length = max(length + 1, math.ceil(np.count_nonzero(steps.noise) / fewer))
         run = blocks(steps, length)
-    return run
+    return run, tables
 
 
 def resolution(run: Blocks) -> Resolution:
     """How fine tables are: the fewer the blocks, the finer."""
-    return Resolution(min(0.15, max(0.08, 0.15 * math.sqrt(len(run.noise) / BLOCKS))), 128)
+    gap = _USUAL_GAP * math.sqrt(len(run.noise) / BLOCKS)
+    return Resolution(min(_USUAL_GAP, max(_LEAST_GAP, gap)), 128)
 
 
 def _first_near(steps: Steps) -> int:

@@ -25,6 +25,8 @@ _ROWS_APART, _LEVELS_APART = 4, 8
 _GROWTH = 0.3
 # What another of the same steps takes, as a share of the first.
 _REPEATED = 0.1
+# Of one step's matrix, per level, where work is to be affordable: 3 kB each.
+_MOST_ENTRIES = 140_000
 
 
 class Blocks(NamedTuple):
@@ -221,13 +223,18 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
 
 
 def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
-    """About how long `solve` takes, in states times nodes that each leads to, all per level."""
+    """About how long `solve` takes, in states times nodes that each leads to, all per level.
+
+    Infinity for tables that take hundreds of megabytes.
+    """
     count = len(blocks.noise)
     if count == 1:
         return 0.0
     tail = _tail(delta, count)
     grids = _grids(blocks, resolution.gap, tail)
     window = max(_reach(grid, tail) for grid in grids)
+    if max(map(len, grids)) * window > _MOST_ENTRIES:
+        return math.inf
     done, t, since = 0.0, count - 2, 0
     while t > 0:
         again = max(1, min(_repeats(blocks, grids, t), math.ceil(_GROWTH * since)))
