@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -296,3 +297,32 @@ def test_malformed_files_are_value_errors(tmp_path, spoil):
 def test_nothing_private_has_a_place_in_a_certificate():
     names = {field.name for field in dataclasses.fields(Certificate)}
     assert not names & {"key", "losses", "history", "trained_digest", "start_digest", "clipped"}
+
+
+def nested_in_itself():
+    tree = {}
+    tree["a"] = tree
+    return tree
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        "unlearned.npz",
+        object(),
+        iter([1.0]),
+        {1: jnp.ones(1), "a": jnp.ones(1)},
+        {},
+        {"w": None},
+        {"w": jax.random.key(0)},
+        {"w": np.array(["text"])},
+        {"w": np.ma.masked_array([1.0], [True])},
+        {"w": jax.ShapeDtypeStruct((2,), jnp.float32)},
+        nested_in_itself(),
+    ],
+)
+def test_odd_parameters_are_a_problem_and_no_traceback(params):
+    outcome = verify(issue(), params)
+    assert not outcome
+    assert "params are not what a certificate can be for" in outcome.problems[0]
+    assert outcome.problems[0].isprintable()
