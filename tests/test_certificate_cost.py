@@ -208,9 +208,7 @@ print(peak, outcome.problems[0])
 """
 LONG = {
     "coupling, all steps differ": lambda: (*varied(71, 0.5), 19.9, "coupling", 1e-5),
-    "coupling, scales far apart": lambda: (*varied(71, 4.0), 19.9, "coupling", 1e-12),
     "coupling, a million steps": lambda: (*decaying(10**6, 1e-3), 19.9, "coupling", 1e-5),
-    "coupling, tiny delta": lambda: (*varied(71, 4.0), 0.3, "coupling", coupling.LEAST_DELTA),
     "product, a million steps": lambda: (
         dataclasses.replace(MODELS, steps=10**6),
         1.0,
