@@ -186,6 +186,7 @@ def test_every_altered_field_is_answered(accountant, tmp_path):
             Certificate.load(tmp_path / "cut.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accountant", CASES)
 def test_a_forger_who_mends_the_digest_gains_nothing(accountant, tmp_path):
     record = issued(accountant)

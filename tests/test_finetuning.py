@@ -156,6 +156,7 @@ class Lookalike:
         return jax.tree.map(lambda g: -0.1 * g, grads), state
 
 
+@pytest.mark.slow
 def test_tied_parameters_and_states_that_are_the_parameters_are_not_donated_twice():
     shared = jnp.array([1.0, 2.0, 3.0])
     params = {"w": shared, "v": shared}

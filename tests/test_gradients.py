@@ -45,8 +45,15 @@ def by_hand(params, batch, clip_norm):
     return np.mean(losses), jax.tree.map(lambda a: a / size, total), clipped / size, bad
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 1, 3, 12])
-@pytest.mark.parametrize("clip_norm", [0.01, 3.0, 1e6])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "microbatch_size", [None, pytest.param(1, marks=SLOW), 3, pytest.param(12, marks=SLOW)]
+)
+@pytest.mark.parametrize(
+    "clip_norm", [pytest.param(0.01, marks=SLOW), 3.0, pytest.param(1e6, marks=SLOW)]
+)
 @pytest.mark.parametrize("poisoned", [False, True])
 def test_equals_the_explicit_loop(microbatch_size, clip_norm, poisoned):
     params, batch = problem()
@@ -66,6 +73,7 @@ def test_equals_the_explicit_loop(microbatch_size, clip_norm, poisoned):
     assert norm(grads) <= clip_norm
 
 
+@pytest.mark.slow
 def test_aligned_examples_do_not_push_the_mean_over_the_bound():
     params = jnp.zeros(500)
     direction = jnp.asarray(np.random.default_rng(1).normal(size=500), jnp.float32)
@@ -116,6 +124,7 @@ def temporary_bytes(size, microbatch_size):
     return jax.jit(f).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_batch_with_microbatches():
     one_gradient = 4 * 65 * 256
     small, large = temporary_bytes(16, 8), temporary_bytes(256, 8)

@@ -79,6 +79,7 @@ def test_the_state_after_all_noisy_steps_shows_the_end_of_their_phase_again():
     assert resumed.history.evaluations == [(6, 1), (9, 1)]
 
 
+@pytest.mark.slow
 def test_a_failing_certificate_or_progress_bar_loses_nothing(whole, monkeypatch):
     def refuse(*args, **kwargs):
         raise MemoryError("no room")
@@ -204,6 +205,7 @@ def test_a_recomputation_that_is_interrupted_loses_nothing(whole):
     assert same(resumed.params, whole.params)
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_released_yet_a_signal_leaves_the_state():
     mechanism = cu.DescentToDelete(**CONVEX)
     options = {"noise_scale": 0.1}

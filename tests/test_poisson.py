@@ -207,12 +207,14 @@ def test_averages_are_of_the_examples_taken(microbatch_size):
     assert result.history.nonfinite == 0
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_memory():
     plain, cut = trained(own), trained(own, microbatch_size=16)
     np.testing.assert_allclose(plain.params["w"], cut.params["w"], atol=1e-9)
     assert plain.certificate.epsilon == cut.certificate.epsilon
 
 
+@pytest.mark.slow
 def test_a_microbatch_larger_than_the_data():
     result = trained(steep, microbatch_size=100)
     np.testing.assert_allclose(result.history.losses, 3.0, rtol=1e-3)

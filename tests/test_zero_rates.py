@@ -87,6 +87,7 @@ def test_coupling_is_between_the_attack_and_interpolation(m):
         assert coupled <= shifted * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_without_any_learning_the_noises_add_up():
     for rates, decay in (((0.0,) * 4, 0.0), ((0.0,) * 4, 1.0)):
         m = cu.GradientClipping(**BALL, clip_norm=1.0, learning_rate=rates, weight_decay=decay)
