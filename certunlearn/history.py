@@ -158,7 +158,9 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
 
 
 def _bits(leaf: np.ndarray) -> np.ndarray:
-    return leaf.view(f"u{leaf.dtype.itemsize}") if leaf.dtype.kind == "V" else leaf
+    # NumPy's format knows its own types only; of the others some call themselves kind "f".
+    foreign = leaf.dtype.kind == "V" or (leaf.dtype.kind == "f" and leaf.dtype.itemsize == 1)
+    return leaf.view(f"u{leaf.dtype.itemsize}") if foreign else leaf
 
 
 def _check_private(path: str | os.PathLike[str], ending: str) -> None:

@@ -184,3 +184,15 @@ def test_a_history_is_valid_json_whatever_was_evaluated(tmp_path):
         [3, "a PRNG key"],
         [4, "(1+2j)"],
     ]
+
+
+@pytest.mark.parametrize("name", ["float8_e5m2", "float8_e4m3fn", "bfloat16", "float16", "int4"])
+def test_states_keep_numbers_of_every_type(name, tmp_path):
+    leaf = np.asarray(jnp.arange(4).astype(name))
+    key = np.zeros(2, np.uint32)
+    saved = cu.UnlearningState(1, (leaf,), key, key, "test", {})
+    with pytest.warns(UserWarning, match="noise key"):
+        cu.save_state(tmp_path / "s.private.npz", saved)
+    (found,) = cu.load_state(tmp_path / "s.private.npz").leaves
+    assert found.dtype == leaf.dtype
+    assert found.tobytes() == leaf.tobytes()
