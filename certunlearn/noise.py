@@ -12,6 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Noise is at least so many spacings of floating-point numbers at the largest parameter; below,
+# rounding swallows too much of it: see the theorem in `certunlearn.rounding`.
+NOISE_SPACINGS = 4.0
+
 
 def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Independent N(0, 1) draws, deep into the tails.

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import checks, mechanisms, norms, parallel, schedules, transforms, trees
+from certunlearn import (
+    checks,
+    mechanisms,
+    norms,
+    parallel,
+    rounding,
+    schedules,
+    transforms,
+    trees,
+)
 from certunlearn.mechanisms import (
     DPSGD,
     DescentToDelete,
@@ -96,8 +105,9 @@ def noisy_sgd(
       ValueError: if `noise_scale` is not between 1e-30 and 1e30, `mechanism.steps` is above
         2^31 - 2, `learning_rate * clip_norm` is below 1e-30 but not 0, or `before_clip` is given
         and the mechanism claims to be memoryless; by init, if parameters are narrower than float32
-        (their rounding would swallow the noise) or `center` has another structure; by update,
-        inside `shard_map(check_vma=False)`.
+        (their rounding would swallow the noise), `noise_scale` is below 4 spacings of
+        floating-point numbers at the largest of them, or `center` has another structure; by
+        update, inside `shard_map(check_vma=False)`.
 
     Guarantee:
       For `GradientClipping`, and so for others with what they assume instead:
@@ -105,8 +115,9 @@ def noisy_sgd(
       `mechanism.steps` of these updates are (epsilon, delta)-indistinguishable as the accountants
       state for this mechanism and noise scale, under `mechanism.assumptions`. Each update moves the
       parameters by a strictly clipped gradient whatever the gradient is, NaN included, and every
-      update that is counted holds its noise. Rounding in the other operations is not accounted for
-      here.
+      update that is counted holds its noise: where parameters or updates have grown so large that
+      rounding would swallow it (see `add_gaussian_noise`), the update is NaN. Other rounding is not
+      accounted for here.
 
     Devices:
       Under `jit`, sharded parameters are clipped as one and get the noise that one device would
@@ -171,6 +182,8 @@ def noisy_sgd(
 
     def init(params: Any) -> NoisySgdState:
         trees.check_wide(params)
+        if not schedules.is_traced(noise_scale):
+            rounding.check_start(mechanism, noise_scale, params)
         if center is not None:
             trees.check_same_structure(params, center)
         return NoisySgdState(jnp.zeros((), jnp.int32), chain.init(params))

@@ -55,12 +55,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import checks
+from certunlearn import checks, schedules
 from certunlearn.mechanisms import base
+from certunlearn.noise import NOISE_SPACINGS
 
-NOISE_SPACINGS = 4.0
 # Standard deviations, more than the largest draw.
 _LARGEST_DRAW = 10.0
 
@@ -94,15 +96,31 @@ def check(mechanism: Any, noise_scale: Any, leaves: Iterable[Any]) -> None:
             raise ValueError("params must be finite, got a NaN or an infinity")
     scales = _noises(mechanism, noise_scale)
     for array in arrays:
-        _check_noise(scales, array)
+        _check_noise(scales, array.dtype, np.max(np.abs(array)))
     if arrays and isinstance(mechanism, base.StepsThenNoise):
         _check_steps(mechanism, arrays)
 
 
+def check_start(mechanism: Any, noise_scale: Any, params: Any) -> None:
+    """Refuses noise that concrete parameters cannot carry, where they are; traced ones pass.
+
+    Raises:
+      ValueError: as `check` does for noise; steps and dtypes are not looked at.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(params) if not schedules.is_traced(leaf)]
+    with jax.ensure_compile_time_eval():  # constants, in a function that is traced
+        sizes = [(jnp.result_type(x), float(jnp.max(jnp.abs(x), initial=0))) for x in leaves]
+    for dtype, largest in sizes:
+        _check_noise(_noises(mechanism, noise_scale), np.dtype(dtype), largest)
+
+
 def spacing(array: np.ndarray) -> float:
     """Distance of neighbouring numbers of the array's dtype at its largest magnitude."""
-    largest = np.max(np.abs(array))
-    return float(max(np.spacing(largest), np.finfo(array.dtype).tiny))
+    return _spacing(array.dtype, np.max(np.abs(array)))
+
+
+def _spacing(dtype: np.dtype, largest: Any) -> float:
+    return float(max(np.spacing(dtype.type(largest)), np.finfo(dtype).tiny))
 
 
 def distance_before_noise(mechanism: Any, leaves: Iterable[Any]) -> float:
@@ -129,21 +147,20 @@ def _noises(mechanism: Any, noise_scale: Any) -> np.ndarray:
     return np.append(used, start) if start > 0 else used
 
 
-def _check_noise(scales: np.ndarray, array: np.ndarray) -> None:
-    least, most = float(scales.min()), float(scales.max())
-    needed = NOISE_SPACINGS * spacing(array)
-    largest = float(np.max(np.abs(array)))
+def _check_noise(scales: np.ndarray, dtype: np.dtype, largest: Any) -> None:
+    least, most, largest = float(scales.min()), float(scales.max()), float(largest)
+    needed = NOISE_SPACINGS * _spacing(dtype, largest)
     if least < needed:
         raise ValueError(
-            f"noise_scale must be at least {needed:.3g} for {array.dtype} parameters of magnitude "
+            f"noise_scale must be at least {needed:.3g} for {dtype} parameters of magnitude "
             f"up to {largest:.3g}, {NOISE_SPACINGS:g} times their spacing, got {least:.3g}, which "
             "rounding would swallow: ask for a smaller epsilon, run fewer steps if they have no "
             "noise, or use float64 parameters (jax.enable_x64)"
         )
-    limit = float(np.finfo(array.dtype).max)
+    limit = float(np.finfo(dtype).max)
     if not _LARGEST_DRAW * most + largest < limit:
         raise ValueError(
-            f"noise_scale must be below {limit / _LARGEST_DRAW:.3g} for {array.dtype} parameters, "
+            f"noise_scale must be below {limit / _LARGEST_DRAW:.3g} for {dtype} parameters, "
             f"so that no draw overflows, got {most:.3g}"
         )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import checks, norms, trees
+from certunlearn import checks, norms, parallel, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Linearized:
 
         Raises:
           TypeError: if `microbatch_size` is not a whole number.
-          ValueError: if it is below 1, `inputs` is empty or ragged, or the outputs misshapen.
+          ValueError: if it is below 1, `inputs` is empty or ragged, or the outputs misshapen;
+            inside `shard_map`, if the inputs are spread over devices.
 
         Guarantee:
           s(x) ||J(x)||_F <= radius in exact arithmetic on the rows of J that reverse mode returns:
@@ -80,6 +81,7 @@ class Linearized:
         if microbatch_size is not None:
             microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
         _batch_size(inputs)
+        parallel.check_whole("inputs", inputs)
         radius = float(np.float32(self.radius * (1 - 1e-7)))  # the unit roundoff is 6e-8
         limits = jnp.finfo(jnp.float32)
 

@@ -169,7 +169,9 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
     Args:
       noise_scale: standard deviation between 1e-30 and 1e30, or a schedule from the step number
         to it. Numbers are rounded up to the updates' precision; traced ones and those of a
-        schedule are taken as they come, and give NaN if they are above 1e30 or negative.
+        schedule are taken as they come, and give NaN if they are above 1e30 or negative. Noise
+        below 4 spacings of floating-point numbers, at the largest entry of an update or of its
+        parameter (pass `params`), gives NaN in that leaf: rounding would swallow it.
       key: `jax.random.key(...)` of the default kind, or its uint32 `[2]` data. Under `vmap`, one
         key per replica.
 
@@ -230,7 +232,7 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
             axes, leaf_key = parallel.pieces_axes(leaf, holder), leaf_keys[i]
             if axes:
                 leaf_key = jax.random.fold_in(leaf_key, jax.lax.axis_index(axes))
-            noised.append(_add_noise(leaf, leaf_key, noise_scale, state.count))
+            noised.append(_add_noise(leaf, holder, leaf_key, noise_scale, state.count))
         next_state = AddGaussianNoiseState(optax.safe_increment(state.count), state.key_data)
         return jax.tree.unflatten(treedef, noised), next_state
 
@@ -249,7 +251,9 @@ def check_noise_scale(values: checks.PerStep, zero_allowed: bool = False) -> che
     return values
 
 
-def _add_noise(leaf: Any, key: jax.Array, noise_scale: Any, count: jax.Array) -> jax.Array:
+def _add_noise(
+    leaf: Any, holder: Any, key: jax.Array, noise_scale: Any, count: jax.Array
+) -> jax.Array:
     dtype = norms.wide_dtype(leaf)
     scale: Any
     if isinstance(noise_scale, schedules.Lookup):
@@ -260,5 +264,13 @@ def _add_noise(leaf: Any, key: jax.Array, noise_scale: Any, count: jax.Array) ->
         scale = schedules.value_at(noise_scale, count)
     scale = jnp.asarray(scale, dtype)
     usable = (scale >= 0) & (scale <= LARGEST_NOISE * (1 + 1e-6)) & (count < LAST_COUNT)
+    usable &= (scale == 0) | _carries(leaf, scale) & _carries(holder, scale)
     draw = noise.standard_normal(key, jnp.shape(leaf), dtype)
     return jnp.asarray(leaf, dtype) + jnp.where(usable, scale, jnp.nan) * draw
+
+
+def _carries(leaf: Any, scale: jax.Array) -> jax.Array:
+    """Whether numbers of the leaf's size have room for such noise; see `rounding`."""
+    largest = jnp.max(jnp.abs(leaf), initial=0).astype(norms.wide_dtype(leaf))
+    spacing = jnp.nextafter(largest, jnp.asarray(jnp.inf, largest.dtype)) - largest
+    return scale >= noise.NOISE_SPACINGS * spacing

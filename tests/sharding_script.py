@@ -174,6 +174,7 @@ def examples():
     calls = {
         "gradient": lambda rows: gradient(jnp.zeros(3), rows)[1],
         "features": lambda rows: cu.convex.clip_features(rows, 1.0),
+        "scales": cu.linearized(lambda p, x: x @ p, jnp.ones((3, 2)), radius=1.0).scales,
     }
     for name, f in calls.items():
         try:

@@ -172,6 +172,19 @@ def test_the_products_curve(init_noise):
         assert curve[steps] == pytest.approx(part, rel=1e-9)
 
 
+@pytest.mark.slow
+def test_the_products_curve_of_a_long_run_takes_little_memory():
+    # A number for each step and each epsilon would take 80 gigabytes.
+    m = clipped(1.0, 100_000)
+    arguments = {"noise_scale": 0.3, "delta": 1e-5, "accountant": "product"}
+    curve = cu.epsilon_curve(m, **arguments)
+    assert np.all(np.diff(curve[1:]) <= 0)
+    assert 0 < curve[-1] == cu.epsilon(m, **arguments)
+    for steps, looser in ((1, 1), (17, 1.1), (500, 1.3), (9_000, 10), (50_000, 1)):
+        part = cu.epsilon(m.first(steps), **arguments)
+        assert part * (1 - 1e-9) <= curve[steps] <= looser * part * (1 + 1e-9)
+
+
 def test_the_product_grows_with_the_radius_and_falls_with_noise_and_steps():
     def epsilon(model_radius=0.5, sigma=1.0, steps=3, **rest):
         m = clipped(model_radius, steps, **rest)

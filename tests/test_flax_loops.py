@@ -145,7 +145,7 @@ def test_nnx_optimizer(batches):
 def test_nnx_with_a_center_and_narrow_parameters():
     model = Nnx(nnx.Rngs(0))
     center = jax.tree.map(jnp.array, nnx.state(model, nnx.Param))
-    noisy = optimizer.noisy_sgd(MECHANISM, 1e-9, key=KEY, center=center)
+    noisy = optimizer.noisy_sgd(MECHANISM, 1e-6, key=KEY, center=center)
     decayed = nnx.Optimizer(model, noisy, wrt=nnx.Param)
     before = jax.tree.map(jnp.array, as_dict(model))
     decayed.update(model, jax.tree.map(jnp.zeros_like, center))

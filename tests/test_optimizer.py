@@ -20,7 +20,7 @@ def test_a_step_is_what_the_mechanism_says():
     center = {"w": jnp.array([1.0, -1.0, 0.5])}
     params = {"w": jnp.array([2.0, 0.0, 0.0])}
     gradient = {"w": jnp.array([3.0, 4.0, 0.0])}
-    tx = optimizer.noisy_sgd(m, 1e-9, key=KEY, center=center)
+    tx = optimizer.noisy_sgd(m, 1e-6, key=KEY, center=center)
     updates, _ = tx.update(gradient, tx.init(params), params)
     clipped = 0.3 * gradient["w"] / 5
     expected = -0.2 * (clipped + 0.5 * (params["w"] - center["w"]))
@@ -38,7 +38,7 @@ def test_noise_is_in_parameter_units_whatever_the_rate():
 def test_every_schedule_is_followed_step_by_step():
     steps = 4
     rates, decays = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.0, 1.0, 0.5, 2.0])
-    clips, scales = np.array([1.0, 0.5, 2.0, 0.1]), np.array([1e-9, 2e-9, 1e-9, 3e-9])
+    clips, scales = np.array([1.0, 0.5, 2.0, 0.1]), np.array([1e-6, 2e-6, 1e-6, 3e-6])
     m = mechanism(steps=steps, learning_rate=rates, weight_decay=decays, clip_norm=clips)
     params = {"w": jnp.array([1.0, 2.0])}
     gradient = {"w": jnp.array([30.0, -40.0])}
@@ -48,10 +48,10 @@ def test_every_schedule_is_followed_step_by_step():
         updates, state = update(gradient, state, params)
         clipped = clips[t] * np.array([0.6, -0.8])
         expected = -rates[t] * (clipped + decays[t] * np.array([1.0, 2.0]))
-        np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
-    noisy = optimizer.noisy_sgd(m, scales * 1e8, key=KEY)
+        np.testing.assert_allclose(updates["w"], expected, atol=2e-5)
+    noisy = optimizer.noisy_sgd(m, scales * 1e5, key=KEY)
     out, _ = draws(noisy, steps, {"w": jnp.zeros(20_000)})
-    for scale, updates in zip(scales * 1e8, out, strict=True):
+    for scale, updates in zip(scales * 1e5, out, strict=True):
         assert abs(np.std(updates["w"]) / scale - 1) < 0.03
 
 
@@ -78,7 +78,8 @@ def test_nothing_moves_after_the_last_step():
 def test_a_nonfinite_gradient_gives_noise_only_and_is_counted():
     tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
     bad = {"a": jnp.full(2000, jnp.nan), "b": {"c": jnp.ones(2000)}}
-    updates, state = jax.jit(tx.update)(bad, tx.init(bad), bad)
+    params = jax.tree.map(jnp.zeros_like, bad)
+    updates, state = jax.jit(tx.update)(bad, tx.init(params), params)
     (quiet,), _ = draws(tx, 1)
     jax.tree.map(np.testing.assert_array_equal, updates, quiet)
     assert int(optax.tree.get(state, "nonfinite")) == 1
@@ -89,7 +90,8 @@ def test_a_nonfinite_gradient_gives_noise_only_and_is_counted():
 )
 def test_any_transform_before_the_clip_stays_bounded(before):
     m = mechanism(memoryless=False, learning_rate=1.0, clip_norm=0.01)
-    tx = optimizer.noisy_sgd(m, 1e-12, key=KEY, before_clip=before)
+    tx = optimizer.noisy_sgd(m, 1e-7, key=KEY, before_clip=before)
+    noise, _ = draws(tx, 6, {"w": jnp.zeros(50)})
     params = {"w": jnp.zeros(50)}
     state = tx.init(params)
     rng = np.random.default_rng(0)
@@ -98,8 +100,9 @@ def test_any_transform_before_the_clip_stays_bounded(before):
         if t == 2:
             gradient = {"w": gradient["w"].at[3].set(jnp.nan)}
         updates, state = tx.update(gradient, state, params)
-        assert exact_norm(updates) > 0.009 or t == 2
-        assert exact_norm(updates) <= 0.01 + 1e-10
+        moved = exact_norm({"w": updates["w"] - noise[t]["w"]})
+        assert moved > 0.009 or t == 2
+        assert moved <= 0.01 + 5e-9
     # A NaN did not poison the state.
     assert int(optax.tree.get(state, "zeroed")) == 1
     assert int(optax.tree.get(state, "nonfinite")) == 0
@@ -145,16 +148,16 @@ def test_steps_too_short_for_float32_are_refused():
 
 def test_steps_with_a_learning_rate_of_zero_are_noise_alone():
     m = mechanism(steps=3, learning_rate=[0.0, 0.5, 0.0])
-    tx = optimizer.noisy_sgd(m, 1e-9, key=KEY)
+    tx = optimizer.noisy_sgd(m, 1e-6, key=KEY)
     params = {"w": jnp.ones(4)}
     state, update = tx.init(params), jax.jit(tx.update)
     lengths = []
     for _ in range(3):
         updates, state = update(params, state, params)
         lengths.append(exact_norm(updates))
-    assert 0 < lengths[0] < 1e-8
+    assert 0 < lengths[0] < 1e-5
     assert lengths[1] > 0.49
-    assert 0 < lengths[2] < 1e-8
+    assert 0 < lengths[2] < 1e-5
     assert optimizer.evidence(state) == (3, 0)
 
 
@@ -168,7 +171,7 @@ def test_before_clip_gets_the_callers_tree_and_extra_arguments():
     before = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     before = optax.chain(before, optax.masked(optax.scale(2.0), {"a": True, "b": {"c": False}}))
     m = mechanism(memoryless=False, clip_norm=1e3, learning_rate=1.0)
-    tx = optimizer.noisy_sgd(m, 1e-9, key=KEY, before_clip=before)
+    tx = optimizer.noisy_sgd(m, 1e-5, key=KEY, before_clip=before)
     params = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
     gradient = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
     updates, _ = tx.update(gradient, tx.init(params), params, value=3.0, other=4)

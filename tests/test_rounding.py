@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bound_helpers import MODES
 from mechanism_helpers import DESCENT, REWIND, length
 
 import certunlearn as cu
@@ -309,3 +310,51 @@ def test_steps_of_factor_zero_leave_nothing_in_reserve():
     assert m.final_distance == 0
     with pytest.raises(ValueError, match="steps=4 leave a distance of 0"):
         rounding.check(m, 1.0, [np.ones(3)])
+
+
+CLIPPED = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=4)
+
+
+def test_the_optimizer_refuses_parameters_that_cannot_carry_its_noise():
+    tx = cu.noisy_sgd(CLIPPED, 1e-7, key=jax.random.key(0))
+    tx.init({"w": jnp.full(3, 0.05)})
+    with pytest.raises(ValueError, match=r"noise_scale must be at least 2\.38e-07 for float32"):
+        tx.init({"w": jnp.full(3, 0.05), "b": jnp.full(3, -0.5)})
+    with jax.enable_x64(True):
+        tx.init({"w": jnp.full(3, 0.5, jnp.float64)})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_noise_that_rounding_would_swallow_is_nan_wherever_it_is_compiled(mode):
+    sizes = np.array([0.0, 1e-6, 0.24, 0.25, 0.49999, 0.5, 1.0, 3e38, -0.6, -0.4], FLOAT32)
+    scale = FLOAT32(4 * 2.0**-25)  # four spacings from 1/4 to 1/2
+
+    def updates(param, update):
+        tx = cu.noisy_sgd(CLIPPED, scale, key=jax.random.key(0))
+        param = jax.lax.stop_gradient(param)
+        return tx.update({"w": 0 * update}, tx.init({"w": update}), {"w": param})[0]["w"]
+
+    def alone(param, update):
+        tx = cu.add_gaussian_noise(float(scale), jax.random.key(0))
+        return tx.update(update, tx.init(None), param)[0]
+
+    zeros, ones = np.zeros((len(sizes), 5), FLOAT32), np.ones((len(sizes), 5), FLOAT32)
+    spread = sizes[:, None] * ones
+    spread[:, 1:] = 0  # one large entry is enough
+    carried = np.abs(sizes) < 0.5
+    for name, run, rows in (
+        ("large parameter", updates, (spread, zeros)),
+        ("large parameter, noise alone", alone, (spread, zeros)),
+        ("large update", alone, (zeros, spread)),
+    ):
+        out = np.asarray(MODES[mode](run)(*rows))
+        np.testing.assert_array_equal(np.isfinite(out).all(axis=1), carried, name)
+        np.testing.assert_array_equal(np.isnan(out).all(axis=1), ~carried, name)
+
+
+def test_steps_without_noise_have_no_noise_to_swallow():
+    tx = cu.noisy_sgd(cu.DescentToDelete(**DESCENT), 1e-3, key=jax.random.key(0))
+    large, state = jnp.full(3, 1e6), tx.init(jnp.zeros(3))
+    for step in range(DESCENT["steps"]):
+        updates, state = jax.jit(tx.update)(jnp.zeros(3), state, large)
+        assert bool(jnp.isnan(updates).all()) == (step == DESCENT["steps"] - 1)

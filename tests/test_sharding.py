@@ -61,6 +61,7 @@ def test_sharded_arrays_have_the_noise_of_one_device_and_are_not_gathered(seen):
 def test_examples_on_several_devices_are_not_clipped_together(seen):
     assert "batch must be the same on all devices" in seen["examples"]["gradient"]
     assert "features must be the same on all devices" in seen["examples"]["features"]
+    assert "inputs must be the same on all devices" in seen["examples"]["scales"]
 
 
 def test_explicit_axes_are_kept(seen):

@@ -21,6 +21,7 @@ Source: Koloskova et al. (ICML 2025), Theorem on model clipping, after Asoodeh &
 Balle et al. (2019); the proof above is the whole of it.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,8 @@ _HALVINGS = 60
 _AT_ONCE, _SEARCHES = 33, 12
 # Of longer runs the last so many steps count only: no step raises delta.
 _MOST_STEPS = 10_000
+# Steps of a curve that are worked out: all of so many, else so many.
+_ALL_STEPS, _POINTS = 256, 24
 _LARGEST = 1000.0  # epsilon; beyond it there is no guarantee to speak of
 _APART = 1000.0  # separations, in standard deviations, beyond which theta counts as 1
 # More than `gaussian.delta` is too small by (3e-13, measured); errors of T steps would multiply.
@@ -99,21 +102,43 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) ->
 
 
 def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """See `certunlearn.epsilon_curve`."""
-    return np.concatenate([[np.inf], _epsilons(mechanism, scale, delta)])
+    """See `certunlearn.epsilon_curve`; between the steps worked out it has the last one's number.
+
+    That is an upper bound, as no step raises delta. Of at most `_ALL_STEPS` steps all are worked
+    out.
+    """
+    stops = np.arange(1, min(mechanism.steps, _MOST_STEPS) + 1)
+    if mechanism.steps > _ALL_STEPS:
+        stops = np.unique(np.geomspace(1, len(stops), _POINTS).astype(int))
+    curve = np.full(mechanism.steps + 1, np.inf)
+    curve[stops] = _epsilons(mechanism, scale, delta, stops)
+    if mechanism.steps > stops[-1]:
+        curve[-1] = epsilon(mechanism, scale, delta)
+    return np.minimum.accumulate(curve)
 
 
-def _epsilons(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """float64 `[steps]`: epsilon of the run stopped after each step, rounded up."""
-    low, high = np.zeros(mechanism.steps), np.full(mechanism.steps, _LARGEST)
-    each = np.arange(mechanism.steps)
-    none = _deltas(mechanism, scale, low)[each, each] <= delta
-    never = _deltas(mechanism, scale, high)[each, each] > delta
+def _epsilons(mechanism: Any, scale: checks.PerStep, delta: float, stops: np.ndarray) -> np.ndarray:
+    """float64 `[stops]`: epsilon of the run stopped after so many steps, rounded up."""
+    low, high = np.zeros(len(stops)), np.full(len(stops), _LARGEST)
+    none = _at(mechanism, scale, low, stops) <= delta
+    never = _at(mechanism, scale, high, stops) > delta
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        holds = _deltas(mechanism, scale, middle)[each, each] <= delta
+        holds = _at(mechanism, scale, middle, stops) <= delta
         low, high = np.where(holds, low, middle), np.where(holds, middle, high)
     return np.where(none, 0.0, np.where(never, np.inf, high))
+
+
+def _at(
+    mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray, stops: np.ndarray
+) -> np.ndarray:
+    """float64 `[stops]`: delta after `stops[i]` steps at `epsilons[i]`."""
+    found = np.empty(len(stops))
+    each = itertools.islice(_steps(mechanism, scale, epsilons), int(stops[-1]))
+    for step, deltas in enumerate(each, 1):
+        now = stops == step
+        found[now] = deltas[now]
+    return found
 
 
 def _last(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.ndarray:
@@ -122,11 +147,6 @@ def _last(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.nda
     for each in _steps(mechanism, scale, epsilons, max(0, mechanism.steps - _MOST_STEPS)):
         found = each
     return found
-
-
-def _deltas(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.ndarray:
-    """float64 `[steps, epsilons]`: delta after each step, for each epsilon."""
-    return np.array(list(_steps(mechanism, scale, epsilons)))
 
 
 def _steps(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -121,6 +122,7 @@ def to_record(result: Result) -> dict[str, Any]:
         "rows": [dataclasses.asdict(row) for row in result.rows],
         "curve": [{"step": step, **numbers} for step, numbers in result.curve],
         "versions": result.certificate.versions,
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
     }
 
 
