@@ -1,11 +1,11 @@
 """Lists the assertions of tests that never ran, or that cannot fail.
 
-    coverage run --data-file=FILE --include='tests/*' -m pytest -q -m "slow or not slow" tests
+    coverage run --data-file=FILE --include='tests/*' -m pytest -n 0 -q -m "slow or not slow" tests
     python .ci/unreached_assertions.py FILE
 
 prints `path:line: what` for every assert statement, call of an assert function and body of a
 `pytest.raises` in tests/ that the run did not reach, and for every assertion that is true whatever
-the code does. Exits 1 if there is any. Processes that tests start are not traced.
+the code does. Exits 1 if there is any. Processes that tests start are not traced, hence `-n 0`.
 """
 
 import ast

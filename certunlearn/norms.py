@@ -165,6 +165,35 @@ def all_finite(tree: Any) -> jax.Array:
     return _largest([_widen(leaf) for leaf in jax.tree.leaves(tree)])[1] != _NONFINITE
 
 
+def spacing(leaf: Any) -> jax.Array:
+    """Distance of neighbouring numbers of a leaf's dtype at its largest magnitude, all pieces'.
+
+    In float32 or wider, and at least 2^-100 times the dtype's epsilon. Where the leaf is not finite
+    it is half that of the largest numbers.
+    """
+    dtype = jnp.result_type(leaf)
+    exponent, _ = _largest([_widen(leaf)])
+    return _power_of_two(exponent - int(jnp.finfo(dtype).nmant), wide_dtype(leaf))
+
+
+def holds_nan(tree: Any) -> jax.Array:
+    """Whether a floating leaf of the tree has a NaN in it, read from bits, for fast-math's sake."""
+    found = jnp.asarray(False)
+    for leaf in jax.tree.leaves(tree):
+        magnitude, infinity = _masks(leaf.dtype)
+        found |= jnp.any((_bits(leaf) & magnitude) > infinity)
+    return found
+
+
+def nan_where(condition: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The leaf, or NaN where the condition holds; as bits, as fast-math may leave out a NaN."""
+    _, infinity = _masks(leaf.dtype)
+    quiet = infinity | 1 << (int(jnp.finfo(leaf.dtype).nmant) - 1)
+    bits = _bits(leaf)
+    bits = jnp.where(condition, jnp.asarray(quiet, bits.dtype), bits)
+    return jax.lax.bitcast_convert_type(bits, leaf.dtype)
+
+
 def coarsest_eps(tree: Any) -> float:
     """Largest machine epsilon (twice the unit roundoff) among the leaves, at most float32's."""
     dtypes = [wide_dtype(leaf) for leaf in jax.tree.leaves(tree)]

@@ -299,12 +299,12 @@ def _parts(
             return [_zero_nonfinite(), *_descent(mechanism, center), project, noise]
         case ModelClipping():
             project = transforms.project_onto_ball(mechanism.model_radius, center)
-            return [_clip(mechanism), *_descent(mechanism, center), noise, project]
+            return [_clip(mechanism), *_descent(mechanism, center), _then(noise, project)]
         case OutputPerturbation():
             return [optax.set_to_zero(), noise]
         case ProjectedNoisySGD(radius=float(radius)):
             project = transforms.project_onto_ball(radius, center)
-            return [_zero_nonfinite(), *_descent(mechanism), noise, project]
+            return [_zero_nonfinite(), *_descent(mechanism), _then(noise, project)]
         case ProjectedNoisySGD() | DPSGD():
             return [_zero_nonfinite(), *_descent(mechanism), noise]
         case DescentToDelete() | RewindToDelete():
@@ -327,6 +327,23 @@ def _descent(mechanism: Any, center: Any = None) -> list[optax.GradientTransform
         parts.append(transforms.decay_toward(decay, center))
     rate = schedules.scalar_or_lookup(mechanism.learning_rate)
     return [*parts, optax.scale_by_learning_rate(rate)]
+
+
+def _then(
+    noise: optax.GradientTransformation, project: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Noise, then a projection that passes on a NaN: by itself it would end at the centre.
+
+    Whether noise is lost may depend on private gradients, so a step without it must not go on.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        noised, state = noise.update(updates, state, params)
+        projected, _ = project.update(noised, project.init(params), params)
+        lost = norms.holds_nan(noised)
+        return jax.tree.map(lambda leaf: norms.nan_where(lost, leaf), projected), state
+
+    return optax.GradientTransformation(noise.init, update)
 
 
 def _zero_nonfinite() -> optax.GradientTransformation:

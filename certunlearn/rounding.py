@@ -12,7 +12,9 @@ alone. With noise of at least `NOISE_SPACINGS` = 4 spacings h, and updates no la
 largest parameter, v is off by at most h / 2, an eighth of the standard deviation; as rounding of
 a number spread over many spacings this has variance h^2 / 12, at most 0.53% of the noise's. So
 `check` refuses less noise, and noise whose largest draws (9.2 standard deviations, see
-`noise.normal_from_words`) overflow the dtype.
+`noise.normal_from_words`) overflow the dtype. In the optimizer, at every step, less noise than that
+gives NaN, for the parameters and for the update before its noise; so does an update that is not
+finite.
 
 **Between two noises, rounding is not free in general**, and not accounted for (the certificate's
 assumptions say so). Runs that were r apart after a noise are up to r + h sqrt(d) apart once both
@@ -59,7 +61,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from certunlearn import checks, schedules
+from certunlearn import checks
 from certunlearn.mechanisms import base
 from certunlearn.noise import NOISE_SPACINGS
 
@@ -102,12 +104,13 @@ def check(mechanism: Any, noise_scale: Any, leaves: Iterable[Any]) -> None:
 
 
 def check_start(mechanism: Any, noise_scale: Any, params: Any) -> None:
-    """Refuses noise that concrete parameters cannot carry, where they are; traced ones pass.
+    """Refuses noise that concrete parameters cannot carry; traced and abstract ones pass.
 
     Raises:
       ValueError: as `check` does for noise; steps and dtypes are not looked at.
     """
-    leaves = [leaf for leaf in jax.tree.leaves(params) if not schedules.is_traced(leaf)]
+    unknown = (jax.core.Tracer, jax.ShapeDtypeStruct)
+    leaves = [leaf for leaf in jax.tree.leaves(params) if not isinstance(leaf, unknown)]
     with jax.ensure_compile_time_eval():  # constants, in a function that is traced
         sizes = [(jnp.result_type(x), float(jnp.max(jnp.abs(x), initial=0))) for x in leaves]
     for dtype, largest in sizes:

@@ -144,7 +144,8 @@ def _check_finite(trainable: Any, after: str) -> None:
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(trainable)):
         raise FloatingPointError(
             f"the parameters are not finite after {after}, and nothing is released: lower the "
-            "learning rate, or look for a loss that overflows"
+            "learning rate, or look for a loss that overflows; where parameters or updates are "
+            "so large that rounding would swallow the noise, updates are NaN, too"
         )
 
 

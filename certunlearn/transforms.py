@@ -171,7 +171,8 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
         to it. Numbers are rounded up to the updates' precision; traced ones and those of a
         schedule are taken as they come, and give NaN if they are above 1e30 or negative. Noise
         below 4 spacings of floating-point numbers, at the largest entry of an update or of its
-        parameter (pass `params`), gives NaN in that leaf: rounding would swallow it.
+        parameter (pass `params`; in its own dtype, so narrow ones need much noise), gives NaN in
+        that leaf: rounding would swallow it.
       key: `jax.random.key(...)` of the default kind, or its uint32 `[2]` data. Under `vmap`, one
         key per replica.
 
@@ -224,7 +225,7 @@ def add_gaussian_noise(noise_scale: Any, key: Any) -> optax.GradientTransformati
         leaves, treedef = jax.tree.flatten(updates)
         holders = jax.tree.leaves(params)
         if len(holders) != len(leaves):
-            holders = leaves
+            holders = [jnp.asarray(leaf, norms.wide_dtype(leaf)) for leaf in leaves]
         leaf_keys = jax.random.split(step_key, len(leaves))
         noised = []
         for i, (leaf, holder) in enumerate(zip(leaves, holders, strict=True)):
@@ -255,6 +256,7 @@ def _add_noise(
     leaf: Any, holder: Any, key: jax.Array, noise_scale: Any, count: jax.Array
 ) -> jax.Array:
     dtype = norms.wide_dtype(leaf)
+    leaf = jnp.asarray(leaf, dtype)
     scale: Any
     if isinstance(noise_scale, schedules.Lookup):
         scale = noise_scale.rounded_up(count, dtype)
@@ -266,11 +268,12 @@ def _add_noise(
     usable = (scale >= 0) & (scale <= LARGEST_NOISE * (1 + 1e-6)) & (count < LAST_COUNT)
     usable &= (scale == 0) | _carries(leaf, scale) & _carries(holder, scale)
     draw = noise.standard_normal(key, jnp.shape(leaf), dtype)
-    return jnp.asarray(leaf, dtype) + jnp.where(usable, scale, jnp.nan) * draw
+    return norms.nan_where(~usable, leaf + scale * draw)
 
 
 def _carries(leaf: Any, scale: jax.Array) -> jax.Array:
-    """Whether numbers of the leaf's size have room for such noise; see `rounding`."""
-    largest = jnp.max(jnp.abs(leaf), initial=0).astype(norms.wide_dtype(leaf))
-    spacing = jnp.nextafter(largest, jnp.asarray(jnp.inf, largest.dtype)) - largest
-    return scale >= noise.NOISE_SPACINGS * spacing
+    """Whether numbers of the leaf's size and dtype have room for such noise; see `rounding`.
+
+    Noise of at most 1e30 has none beside infinity.
+    """
+    return scale >= noise.NOISE_SPACINGS * norms.spacing(leaf).astype(scale.dtype)

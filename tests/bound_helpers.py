@@ -209,6 +209,57 @@ def check_users(mode, fast=False):
         assert exact_norm(row) <= 2
 
 
+def check_swallowed(mode):
+    """Noise that rounding would swallow is NaN, whatever compiles it."""
+    mechanism = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=4)
+    sizes = np.array([0.0, 1e-6, 0.24, 0.25, 0.49999, 0.5, 1.0, 3e38, -0.6, -0.4, np.inf, np.nan])
+    sizes = sizes.astype(np.float32)
+    scale = np.float32(4 * 2.0**-25)  # four spacings from 1/4 to 1/2
+
+    def whole(param, update):
+        tx = cu.noisy_sgd(mechanism, scale, key=jax.random.key(0))
+        tree = {"w": update}
+        return tx.update(tree, tx.init(tree), {"w": param})[0]["w"]
+
+    def alone(param, update):
+        tx = cu.add_gaussian_noise(float(scale), jax.random.key(0))
+        return tx.update(update, tx.init(None), param)[0]
+
+    models = cu.ModelClipping(
+        init_radius=1.0, model_radius=1.0, clip_norm=1e30, learning_rate=1.0, steps=4
+    )
+    convex = cu.ProjectedNoisySGD(
+        initial_distance=1.0,
+        learning_rate=1.0,
+        strong_convexity=0.5,
+        smoothness=1.0,
+        radius=1.0,
+        steps=4,
+    )
+
+    def projected(mechanism, update):
+        tx = cu.noisy_sgd(mechanism, scale, key=jax.random.key(0))
+        zeros = jnp.zeros_like(update)
+        return tx.update(update, tx.init(zeros), zeros)[0]
+
+    spread = np.zeros((len(sizes), 5), np.float32)
+    zeros = spread.copy()
+    spread[:, 2] = sizes  # one large entry is enough
+    carried = np.abs(sizes) < 0.5
+    # Gradients that are not finite become zero before the noise.
+    learned = carried | ~np.isfinite(sizes)
+    for name, run, rows, expected in (
+        ("large parameter", whole, (spread, zeros), carried),
+        ("large parameter, noise alone", alone, (spread, zeros), carried),
+        ("large update", alone, (zeros, spread), carried),
+        ("large update of models", lambda x: projected(models, x), (spread,), learned),
+        ("large update, convex", lambda x: projected(convex, x), (spread,), learned),
+    ):
+        out = np.asarray(MODES[mode](run)(*rows))
+        np.testing.assert_array_equal(np.isfinite(out).all(axis=1), expected, name)
+        np.testing.assert_array_equal(np.isnan(out).all(axis=1), ~expected, name)
+
+
 def check_tails():
     """Noise keeps its tails: the inverse of the normal distribution at 64 random bits."""
     high = np.array([0, 0, 0, 1, 5, 1000, 2**20, 2**28, 2**31, 2**32 - 1, 2**32 - 1], np.uint32)
@@ -231,6 +282,7 @@ def main():
         for center in (None, CENTER):
             check_project_onto_ball(mode, center)
             check_clip_params(mode, None if center is None else [center])
+        check_swallowed(mode)
     check_users("jit of vmap", fast=True)
     check_tails()
 

@@ -221,6 +221,19 @@ def sharded():
     return out
 
 
+def swallowed():
+    """Noise that rounding would swallow in one place: NaN in all of a sharded leaf."""
+    tx = cu.add_gaussian_noise(1e-6, KEY)
+    params, zeros = jnp.zeros(16).at[5].set(1e3), jnp.zeros(16)
+    both = lambda update, params: tx.update(update, tx.init(None), params)[0]  # noqa: E731
+    placed = [jax.device_put(x, NamedSharding(MESH, P("x"))) for x in (zeros, params)]
+    pieces = shard_map(both, mesh=MESH, in_specs=(P("x"), P("x")), out_specs=P("x"))
+    return {
+        "jit": np.isnan(jax.jit(both)(*placed)).tolist(),
+        "pieces": np.isnan(pieces(zeros, params)).tolist(),
+    }
+
+
 def explicit():
     """On a mesh whose axes are part of the types."""
     kinds = (jax.sharding.AxisType.Explicit,) * 2
@@ -233,5 +246,5 @@ def explicit():
 
 
 if __name__ == "__main__":
-    checks = (pieces, copies, unchecked, examples, sharded, explicit)
+    checks = (pieces, copies, unchecked, examples, sharded, swallowed, explicit)
     print(json.dumps({check.__name__: check() for check in checks}))

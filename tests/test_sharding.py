@@ -64,6 +64,11 @@ def test_examples_on_several_devices_are_not_clipped_together(seen):
     assert "inputs must be the same on all devices" in seen["examples"]["scales"]
 
 
+def test_sharded_parameters_that_cannot_carry_the_noise_have_none(seen):
+    assert all(seen["swallowed"]["jit"])
+    assert all(seen["swallowed"]["pieces"])
+
+
 def test_explicit_axes_are_kept(seen):
     assert seen["explicit"]["kept"]
     assert 0.9999 < seen["explicit"]["clip"] <= 1
