@@ -1,5 +1,6 @@
 """The README's code runs as printed, and its table is the demo's."""
 
+import json
 import re
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_the_tables_are_what_the_demo_wrote(dataset):
     table = "\n".join(line for line in report.splitlines() if line.startswith("|"))
     assert len(table.splitlines()) == 7
     assert table in README
+
+
+def test_the_price_of_a_step_is_the_benchmarks():
+    results = json.loads((ROOT / "benchmarks" / "transforms.json").read_text())["results"]
+    ratios = [row["ratio"] for row in results if row["what"] == "step"]
+    assert len(ratios) == 3
+    assert f"takes {min(ratios):.1f} to {max(ratios):.1f} times as long" in README
 
 
 def test_the_committed_certificate_is_for_the_committed_model():
