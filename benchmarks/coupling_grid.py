@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn.accounting import attack, coupling, gaussian, interpolation
+from certunlearn.accounting import _gaussian, _taut_string
+from certunlearn.accounting._attack import best_loss
+from certunlearn.accounting._reflection import solution
 
 NOMINAL = (0.5, 1.0, 2.0, 4.0, 8.0)
 DELTAS = (1e-5, 1e-8)
@@ -32,12 +34,12 @@ TARGETS = (1.03, 1.05, 1.15)
 def cell(product: float, delta: float, steps: int, nominal: float) -> dict[str, float]:
     """One game: its three epsilons, the ratio of coupling's to the attack's, and the seconds."""
     contraction, shift = np.full(steps, 1 - product), np.full(steps, DISTANCE / steps)
-    unit = interpolation.gdp_mu(DISTANCE, contraction, shift, np.ones(steps))
-    noise = np.full(steps, unit / gaussian.mu(nominal, delta))
+    unit = _taut_string.gdp_mu(DISTANCE, contraction, shift, np.ones(steps))
+    noise = np.full(steps, unit / _gaussian.mu(nominal, delta))
     begun = time.perf_counter()
-    certified = coupling.epsilon(coupling.Steps(DISTANCE, contraction, shift, noise), delta)
+    certified = solution.epsilon(solution.Steps(DISTANCE, contraction, shift, noise), delta)
     seconds = time.perf_counter() - begun
-    reached = attack.epsilon(DISTANCE, contraction, shift, noise, delta)
+    reached = best_loss.epsilon(DISTANCE, contraction, shift, noise, delta)
     target = TARGETS[2] if product else TARGETS[0] if nominal <= 2 else TARGETS[1]
     return {
         "product": product,

@@ -28,7 +28,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import certunlearn as cu
-from certunlearn import accounting, batches, files, planning, schedules
+from certunlearn import accounting, planning
+from certunlearn._numerics import batches, files, schedules
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import network
 from certunlearn.demo.run import FORGET_FRACTION, PUBLIC_SEED

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 import certunlearn as cu
-from certunlearn import noise
+from certunlearn._numerics import normal_draws
 
 SIZES = (10**4, 10**6, 10**7)
 KEY = jax.random.key(0)
@@ -63,7 +63,7 @@ def pairs(size: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
 
     normal = jax.jit(lambda key: jax.random.normal(key, (size,)))
     return {
-        "noise": (lambda: normal(KEY), lambda: noise.standard_normal(KEY, (size,))),
+        "noise": (lambda: normal(KEY), lambda: normal_draws.standard_normal(KEY, (size,))),
         "clip": (clip(optax.clip_by_global_norm(1.0)), clip(cu.clip_by_global_norm(1.0))),
         "step": (step(plain_step, plain_noisy), step(our_step, our_noisy)),
     }

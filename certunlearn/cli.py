@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import certunlearn
-from certunlearn import (
-    certificate_format,
-    certificates,
-    files,
-    mechanisms,
-    planning,
-    signing,
-    verification,
-)
+from certunlearn import mechanisms, planning
+from certunlearn._numerics import files
+from certunlearn.certificates import issuing, record_format, signing, verification
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
@@ -75,7 +69,7 @@ def _verify(args: argparse.Namespace) -> int:
     if public_key is not None:
         signing.check_public_key(public_key)
     try:
-        certificate = certificates.Certificate.load(args.certificate)
+        certificate = issuing.Certificate.load(args.certificate)
         params = None if args.params is None else _released(args.params, certificate)
         verified = verification.verify(certificate, params)
         problems = list(verified.problems)
@@ -100,18 +94,18 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _released(path: Path, certificate: certificates.Certificate) -> dict[str, Any]:
+def _released(path: Path, certificate: issuing.Certificate) -> dict[str, Any]:
     """The released parameters, if the file is no larger than the certificate lets them be."""
     coverage = certificate.coverage
     numbers = coverage["parameters"] + coverage["frozen_parameters"]
     # Sixteen bytes for the widest numbers, and for each leaf its headers and thrice its name.
     leaves = coverage["leaves"] + len(coverage["frozen"])
-    most = 16 * numbers + 1_000 * leaves + certificate_format.MOST_BYTES
+    most = 16 * numbers + 1_000 * leaves + record_format.MOST_BYTES
     return files.load_params(path, max_bytes=most)
 
 
 def _signature_problems(
-    path: Path, certificate: certificates.Certificate, public_key: bytes
+    path: Path, certificate: issuing.Certificate, public_key: bytes
 ) -> list[str]:
     place = signing.signature_path(path)
     if not place.exists():
@@ -124,7 +118,7 @@ def _signature_problems(
 def _sign(args: argparse.Namespace) -> int:
     private_key = signing.read_short(args.key)
     try:
-        certificate = certificates.Certificate.load(args.certificate)
+        certificate = issuing.Certificate.load(args.certificate)
     except (OSError, ValueError) as error:
         return _fail(str(error), 1)
     verified = verification.verify(certificate)
@@ -180,7 +174,7 @@ def _fail(message: str, code: int) -> int:
 
 def _line(text: str) -> str:
     """A text as one printable line: paths and records may hold anything."""
-    return certificate_format.printable(text, most=2_000)
+    return record_format.printable(text, most=2_000)
 
 
 def _parser() -> argparse.ArgumentParser:

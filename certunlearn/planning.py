@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn import accounting, checks, mechanisms
+from certunlearn import accounting, mechanisms
+from certunlearn._numerics import checks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,13 +176,7 @@ def total_noise(mechanism: Any, noise_scale: float) -> float | None:
     >>> total_noise(m, 0.5)
     1.5
     """
-    if isinstance(mechanism, mechanisms.ModelClipping | mechanisms.DPSGD):
-        return None
-    if np.count_nonzero(mechanism.noisy) == 1:
-        return noise_scale
-    # Step t's noise is decayed by every later step.
-    later = np.concatenate([np.cumprod(mechanism.contraction[:0:-1])[::-1], [1.0]])
-    return noise_scale * math.sqrt(float(np.sum(later**2)))
+    return mechanism.total_noise_scale(noise_scale)
 
 
 def to_record(plan: Plan) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 import scipy.stats
 
 import certunlearn as cu
-from certunlearn import noise, norms, transforms
+from certunlearn import transforms
+from certunlearn._numerics import normal_draws, norms
 
 # What clipping may cost: the norm is aimed at, not only bounded.
 LOSS = 3e-5
@@ -222,7 +223,7 @@ def check_swallowed(mode):
         return tx.update(tree, tx.init(tree), {"w": param})[0]["w"]
 
     def alone(param, update):
-        tx = cu.add_gaussian_noise(float(scale), jax.random.key(0))
+        tx = cu.transforms.add_gaussian_noise(float(scale), jax.random.key(0))
         return tx.update(update, tx.init(None), param)[0]
 
     models = cu.ModelClipping(
@@ -264,7 +265,7 @@ def check_tails():
     """Noise keeps its tails: the inverse of the normal distribution at 64 random bits."""
     high = np.array([0, 0, 0, 1, 5, 1000, 2**20, 2**28, 2**31, 2**32 - 1, 2**32 - 1], np.uint32)
     low = np.array([0, 1, 8, 0, 3, 0, 1, 0, 1, 0, 2**32 - 1], np.uint32)
-    drawn = np.asarray(jax.jit(noise.normal_from_words)(high, low), np.float64)
+    drawn = np.asarray(jax.jit(normal_draws.normal_from_words)(high, low), np.float64)
     whole = high.astype(object) * 2**31 + (low >> 1).astype(object)
     exceeded = np.array([(n + 0.5) / 2**63 for n in whole])
     exact = np.where(low & 1, -1, 1) * scipy.stats.norm.isf(exceeded / 2)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from certunlearn import accounting
-from certunlearn.certificates import certify
+from certunlearn.certificates.issuing import certify
 from certunlearn.mechanisms import GradientClipping
 
 MECHANISM = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=9)

@@ -103,7 +103,7 @@ def pieces():
         out_specs=P("x"),
     )(jnp.linspace(-40, 40, 64))
     out["clip_params"] = float(np.linalg.norm(np.float64(params) - 1))
-    ball = cu.project_onto_ball(0.5)
+    ball = cu.transforms.project_onto_ball(0.5)
     moved = shard_map(
         lambda u, p: ball.update(u, ball.init(p), p)[0],
         mesh=MESH,
@@ -142,8 +142,8 @@ def unchecked():
         "clip": lambda p, g: cu.clip_by_global_norm(1.0).update(
             g, cu.clip_by_global_norm(1.0).init(p)
         )[0],
-        "noise": lambda p, g: cu.add_gaussian_noise(1.0, KEY).update(
-            g, cu.add_gaussian_noise(1.0, KEY).init(p)
+        "noise": lambda p, g: cu.transforms.add_gaussian_noise(1.0, KEY).update(
+            g, cu.transforms.add_gaussian_noise(1.0, KEY).init(p)
         )[0],
         "clip_params": lambda p, g: cu.clip_params(p, 1.0),
         "inside jit": jax.jit(step),
@@ -174,7 +174,7 @@ def examples():
     calls = {
         "gradient": lambda rows: gradient(jnp.zeros(3), rows)[1],
         "features": lambda rows: cu.convex.clip_features(rows, 1.0),
-        "scales": cu.linearized(lambda p, x: x @ p, jnp.ones((3, 2)), radius=1.0).scales,
+        "scales": cu.convex.linearized(lambda p, x: x @ p, jnp.ones((3, 2)), radius=1.0).scales,
     }
     for name, f in calls.items():
         try:
@@ -192,7 +192,7 @@ def sharded():
     params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     gradient = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    tx = cu.add_gaussian_noise(0.5, KEY)
+    tx = cu.transforms.add_gaussian_noise(0.5, KEY)
 
     def both(params, gradient, zeros):
         clipped = cu.clip_by_global_norm(1.0)
@@ -223,7 +223,7 @@ def sharded():
 
 def swallowed():
     """Noise that rounding would swallow in one place: NaN in all of a sharded leaf."""
-    tx = cu.add_gaussian_noise(1e-6, KEY)
+    tx = cu.transforms.add_gaussian_noise(1e-6, KEY)
     params, zeros = jnp.zeros(16).at[5].set(1e3), jnp.zeros(16)
     both = lambda update, params: tx.update(update, tx.init(None), params)[0]  # noqa: E731
     placed = [jax.device_put(x, NamedSharding(MESH, P("x"))) for x in (zeros, params)]

@@ -10,27 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn import checks, mechanisms
+from certunlearn import mechanisms
+from certunlearn._numerics import checks
 from certunlearn.accounting import (
-    attack,
-    by_coupling,
-    by_dp_accounting,
-    by_interpolation,
+    _runs,
+    _taut_string,
     closed_form,
     coupling,
     interpolation,
+    poisson_training,
     product,
-    runs,
 )
+from certunlearn.accounting._attack import best_loss
+from certunlearn.accounting._reflection import solution
+from certunlearn.accounting._taut_string import gdp_mu
+from certunlearn.mechanisms.separations import with_noise
 
 # An accountant is a module that says of which mechanisms it refuses to speak, and has the functions
 # below without their checks.
 _ACCOUNTANTS: dict[str, ModuleType] = {
-    "interpolation": by_interpolation,
+    "interpolation": interpolation,
     "closed-form": closed_form,
-    "coupling": by_coupling,
+    "coupling": coupling,
     "product": product,
-    "dp-accounting": by_dp_accounting,
+    "dp-accounting": poisson_training,
 }
 ACCOUNTANTS = tuple(_ACCOUNTANTS)
 
@@ -61,7 +64,7 @@ def epsilon(
         `"interpolation"`, exact shifted interpolation, in no time; `"closed-form"`, the published
         formulas, refused where they are unsound; `"coupling"`, reflection coupling, which is far
         tighter but for memoryless mechanisms only and takes seconds (see
-        `certunlearn.accounting.coupling`); `"product"`, a product of contraction coefficients, for
+        `certunlearn.accounting`); `"product"`, a product of contraction coefficients, for
         models that are projected at every step; `"dp-accounting"`, for `DPSGD`. `available` says
         which may be asked for a mechanism.
 
@@ -237,7 +240,7 @@ def epsilon_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> fl
             f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
             "assumptions exclude an attack would have to respect"
         )
-    return attack.epsilon(*_game(mechanism, scale), delta)
+    return best_loss.epsilon(*_game(mechanism, scale), delta)
 
 
 def epsilon_bracket(
@@ -258,7 +261,7 @@ def epsilon_bracket(
 
     Returns:
       (optimistic, pessimistic): the second is certified, and at most what `epsilon` gives. The
-      first is no certificate of anything: see `certunlearn.accounting.coupling`.
+      first is no certificate of anything: see `certunlearn.accounting`.
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.25, steps=2)
@@ -268,10 +271,10 @@ def epsilon_bracket(
     """
     delta, tolerance = checks.open_unit("delta", delta), checks.positive("tolerance", tolerance)
     scale = _arguments(mechanism, noise_scale)
-    refused = by_coupling.refusal(mechanism)
+    refused = coupling.refusal(mechanism)
     if refused:
         raise ValueError(refused)
-    return coupling.bracket(by_coupling.steps(mechanism, scale), delta, tolerance)
+    return solution.bracket(coupling.steps(mechanism, scale), delta, tolerance)
 
 
 def affordable_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) -> float | None:
@@ -283,10 +286,10 @@ def affordable_lower_bound(mechanism: Any, *, noise_scale: Any, delta: float) ->
     scale = _arguments(mechanism, noise_scale)
     if mechanism.steps > MOST_ATTACKED or not mechanism.attackable:
         return None
-    if runs.mu_curve(mechanism, scale)[-1] > COUPLED_MU:
+    if _runs.mu_curve(_runs.separations(mechanism), scale)[-1] > COUPLED_MU:
         return None  # an epsilon in the hundreds: what the attack reaches is of no use
     delta = checks.open_unit("delta", delta)
-    if attack.work(*_game(mechanism, scale), delta) > _MOST_ATTACK_WORK:
+    if best_loss.work(*_game(mechanism, scale), delta) > _MOST_ATTACK_WORK:
         return None
     return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
 
@@ -297,9 +300,9 @@ def mu(mechanism: Any, *, noise_scale: Any) -> float | None:
     Arguments as for `epsilon`.
     """
     scale = _arguments(mechanism, noise_scale)
-    if not runs.has_separations(mechanism):
+    if mechanism.separations() is None:
         return None
-    return float(runs.mu_curve(mechanism, scale)[-1])
+    return float(_runs.mu_curve(_runs.separations(mechanism), scale)[-1])
 
 
 def total_variation(
@@ -318,7 +321,7 @@ def total_variation(
     # The published formulas say nothing of it; that they hold interpolation has confirmed.
     names = tuple("interpolation" if name == "closed-form" else name for name in names)
     return min(
-        by_coupling.delta(mechanism, scale, 0.0, delta)
+        coupling.delta(mechanism, scale, 0.0, delta)
         if name == "coupling"
         else float(_ACCOUNTANTS[name].delta(mechanism, scale, 0.0))
         for name in names
@@ -342,37 +345,44 @@ def best_steps(mechanism: Any) -> int:
     10
     """
     _arguments(mechanism, 1.0)
-    if not runs.has_separations(mechanism) or not np.all(mechanism.shift):
+    stated = mechanism.separations()
+    if stated is None or not np.all(stated.shift):
         raise ValueError(
             f"best_steps needs steps that drive runs apart, got {type(mechanism).__name__}: "
             "without them every step more lowers the noise"
         )
-    contraction, shift = np.unique(mechanism.contraction), np.unique(mechanism.shift)
+    contraction, shift = np.unique(stated.contraction), np.unique(stated.shift)
     if len(contraction) > 1 or len(shift) > 1:
         raise ValueError("best_steps needs constant parameters, got a mechanism with schedules")
     c, s = float(contraction[0]), float(shift[0])
-    horizon = 10 * max(mechanism.steps, math.ceil(mechanism.start_distance / s) + 1)
+    horizon = 10 * max(mechanism.steps, math.ceil(stated.initial_distance / s) + 1)
     if 0 < c < 1:
         horizon = max(horizon, math.ceil(60 / -math.log(c)))
     count = min(horizon, _MAX_HORIZON)
-    curve = interpolation.gdp_mu_curve(
-        mechanism.start_distance,
+    curve = _taut_string.gdp_mu_curve(
+        stated.initial_distance,
         np.full(count, c),
         s,
         1.0,
-        mechanism.memoryless,
-        mechanism.diameter,
+        stated.memoryless,
+        stated.diameter,
     )
     return int(np.argmax(curve <= curve.min() * (1 + 1e-9))) + 1
 
 
-def available(mechanism: Any) -> tuple[str, ...]:
-    """The accountants that speak of such a mechanism.
+def supported_accountants(mechanism: Any) -> dict[str, str | None]:
+    """Every accountant by name, with the reason why it does not apply; None where it does.
 
-    >>> available(mechanisms.OutputPerturbation(init_radius=1.0))
-    ('interpolation', 'closed-form', 'coupling', 'product')
+    >>> found = supported_accountants(mechanisms.OutputPerturbation(init_radius=1.0))
+    >>> [name for name, reason in found.items() if reason is None]
+    ['interpolation', 'closed-form', 'coupling', 'product']
     """
-    return tuple(name for name, each in _ACCOUNTANTS.items() if each.refusal(mechanism) is None)
+    return {name: each.refusal(mechanism) for name, each in _ACCOUNTANTS.items()}
+
+
+def available(mechanism: Any) -> tuple[str, ...]:
+    """The accountants that apply to such a mechanism."""
+    return tuple(name for name, why in supported_accountants(mechanism).items() if why is None)
 
 
 def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]:
@@ -384,26 +394,28 @@ def _candidates(mechanism: Any, scale: checks.PerStep | None) -> tuple[str, ...]
     not depend on the distance, as the attack then reaches it.
     """
     names = available(mechanism)
-    if not runs.has_separations(mechanism):
+    stated = mechanism.separations()
+    if stated is None:
         return names
     names = tuple(name for name in names if name != "closed-form")
-    one_noise = np.count_nonzero(mechanism.noisy) == 1 and not mechanism.init_noise_scale
-    if one_noise or not np.any(mechanism.shift):
+    one_noise = np.count_nonzero(stated.noisy_steps) == 1 and not stated.init_noise_scale
+    if one_noise or not np.any(stated.shift):
         return ("interpolation",)
-    if not np.any(mechanism.contraction):
+    if not np.any(stated.contraction):
         return ("interpolation", "product")
-    if scale is None or runs.mu_curve(mechanism, scale)[-1] <= COUPLED_MU:
+    if scale is None or _runs.mu_curve(_runs.separations(mechanism), scale)[-1] <= COUPLED_MU:
         return names
     return tuple(name for name in names if name != "coupling")
 
 
 def _game(mechanism: Any, scale: checks.PerStep) -> tuple[float, Any, Any, Any]:
     """The run as `attack` reads it."""
-    contraction, shift, noise = mechanism.contraction, mechanism.shift, runs.noise(mechanism, scale)
-    if mechanism.init_noise_scale > 0:  # a first step that does nothing
+    stated = _runs.separations(mechanism)
+    distance, contraction, shift, noise = with_noise(stated, scale)
+    if stated.init_noise_scale > 0:  # a first step that does nothing
         contraction, shift = np.insert(contraction, 0, 1.0), np.insert(shift, 0, 0.0)
-        noise = np.insert(noise, 0, mechanism.init_noise_scale)
-    return mechanism.start_distance, contraction, shift, noise
+        noise = np.insert(noise, 0, stated.init_noise_scale)
+    return distance, contraction, shift, noise
 
 
 def _least(found: list[tuple[float, str]]) -> tuple[float, str]:

@@ -15,14 +15,14 @@ For `OutputPerturbation` the published formula is the classical Gaussian mechani
 2014, Theorem A.1), sigma = D sqrt(2 log(1.25/delta)) / eps, which fails for eps above about 1.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 
-from certunlearn import checks
-from certunlearn.accounting import gaussian, runs
-from certunlearn.mechanisms import GradientClipping, OutputPerturbation
+from certunlearn._numerics import checks
+from certunlearn.accounting import _gaussian, _runs
+from certunlearn.mechanisms import Mechanism, PublishedNoise
+from certunlearn.mechanisms.published import constant
 
 # Confirmed up to the rounding of two independent evaluations.
 _TOLERANCE = 1e-9
@@ -30,7 +30,7 @@ _TOLERANCE = 1e-9
 
 def refusal(mechanism: Any) -> str | None:
     """Why this accountant cannot be used, or None."""
-    if isinstance(mechanism, GradientClipping | OutputPerturbation):
+    if mechanism.published_noise() is not None:
         return None
     return (
         f"accountant='closed-form' knows no published formula for {type(mechanism).__name__}; "
@@ -45,7 +45,7 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool = F
       ValueError: if interpolation does not confirm it, or the mechanism has schedules.
     """
     del progress
-    sigma = _unit_noise(mechanism, mechanism.steps) * _spread(mechanism, delta) / epsilon
+    sigma = _formula(mechanism).unit(mechanism.steps) * _formula(mechanism).spread(delta) / epsilon
     _confirm(mechanism, sigma, epsilon, delta)
     return sigma
 
@@ -56,8 +56,8 @@ def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
     Raises:
       ValueError: if interpolation does not confirm it, or there are schedules.
     """
-    sigma = _constant("noise_scale", scale)
-    claimed = _unit_noise(mechanism, mechanism.steps) * _spread(mechanism, delta) / sigma
+    sigma = constant("noise_scale", scale)
+    claimed = _formula(mechanism).unit(mechanism.steps) * _formula(mechanism).spread(delta) / sigma
     _confirm(mechanism, sigma, claimed, delta)
     return claimed
 
@@ -68,62 +68,34 @@ def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
     Raises:
       ValueError: if interpolation does not confirm it, or there are schedules.
     """
-    sigma = _constant("noise_scale", scale)
-    spread = epsilon * sigma / _unit_noise(mechanism, mechanism.steps)
-    if isinstance(mechanism, OutputPerturbation):
-        claimed = 1.25 * math.exp(-(spread**2) / 2)
-    else:
-        claimed = math.exp(-(spread**2))
-    claimed = min(claimed, 1.0)
+    sigma = constant("noise_scale", scale)
+    formula = _formula(mechanism)
+    claimed = formula.delta(epsilon * sigma / formula.unit(mechanism.steps))
     _confirm(mechanism, sigma, epsilon, claimed)
     return claimed
 
 
 def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
     """float64 `[steps + 1]`: epsilon of each number of steps; infinity where it does not hold."""
-    sigma = _constant("noise_scale", scale)
-    unit = np.array([_unit_noise(mechanism, t) for t in range(1, mechanism.steps + 1)])
-    claimed = unit * _spread(mechanism, delta) / sigma
-    mu = runs.mu_curve(mechanism, sigma)
-    holds = gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
+    sigma = constant("noise_scale", scale)
+    formula = _formula(mechanism)
+    unit = np.array([formula.unit(t) for t in range(1, mechanism.steps + 1)])
+    claimed = unit * formula.spread(delta) / sigma
+    mu = _runs.mu_curve(_runs.separations(mechanism), sigma)
+    holds = _gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
     return np.concatenate([[np.inf], np.where(holds, claimed, np.inf)])
 
 
-def _spread(mechanism: Any, delta: float) -> float:
-    """What delta contributes to the formula."""
-    if isinstance(mechanism, OutputPerturbation):
-        return math.sqrt(2 * math.log(1.25 / delta))
-    return math.sqrt(math.log(1 / delta))
-
-
-def _unit_noise(mechanism: Any, steps: int) -> float:
-    """The formula's sigma at epsilon = 1, but for what delta contributes."""
-    if isinstance(mechanism, OutputPerturbation):
-        return mechanism.start_distance
-    c0 = mechanism.init_radius
-    c1 = _constant("clip_norm", mechanism.clip_norm)
-    gamma = _constant("learning_rate", mechanism.learning_rate)
-    lambda_ = _constant("weight_decay", mechanism.weight_decay)
-    if gamma * lambda_ == 0:
-        return 3 * (c0 + c1 * gamma * steps) / math.sqrt(steps)
-    decayed = c0 * (1 - gamma * lambda_) ** steps + c1 / lambda_
-    return math.sqrt(72 * gamma * lambda_) * decayed
-
-
-def _constant(name: str, value: Any) -> float:
-    values = np.unique(np.asarray(value, float))
-    if len(values) > 1:
-        raise ValueError(
-            f"{name} must be one number for accountant='closed-form', got a schedule from "
-            f"{values[0]:g} to {values[-1]:g}; use accountant='interpolation'"
-        )
-    return float(values[0])
+def _formula(mechanism: Mechanism) -> PublishedNoise:
+    found = mechanism.published_noise()
+    assert found is not None
+    return found
 
 
 def _confirm(mechanism: Any, sigma: float, epsilon: float, delta: float) -> None:
-    mu = runs.mu_curve(mechanism, sigma)[-1]
-    if not gaussian.delta(epsilon, mu) <= delta * (1 + _TOLERANCE):
-        held = f"gives {float(gaussian.epsilon(mu, delta)):.6g}" if 0 < delta < 1 else "gives more"
+    mu = _runs.mu_curve(_runs.separations(mechanism), sigma)[-1]
+    if not _gaussian.delta(epsilon, mu) <= delta * (1 + _TOLERANCE):
+        held = f"gives {float(_gaussian.epsilon(mu, delta)):.6g}" if 0 < delta < 1 else "gives more"
         raise ValueError(
             f"the closed form is unsound here: it claims epsilon={epsilon:.6g} at delta={delta:g} "
             f"with noise_scale={sigma:.6g}, where interpolation {held}; use "

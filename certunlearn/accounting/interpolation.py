@@ -1,182 +1,44 @@
-"""Shifted interpolation, exactly: the best way to close the distance between two runs.
+"""The accountant `"interpolation"`: exact shifted interpolation, for any separations."""
 
-Bok, Su & Altschuler (2024, "Shifted interpolation for differential privacy") follow a pair of runs
-with a third process that drifts from one to the other. With D_t the distance that is left and
-a_t >= 0 the part closed at step t,
-
-    D_0 = initial distance,   D_{t+1} = c_t D_t + s_t - a_t >= 0,   D_tau = 0,
-
-the two runs are mu-GDP with mu^2 = sum (a_t / sigma_t)^2, and any such a is a proof. The least mu
-is the energy of a taut string. Let w_t be the product of c_k over t < k < tau,
-
-    V_j = sum_{t<j} (w_t sigma_t)^2,
-    S_j = initial_distance * (product of c_k over k < tau) + sum_{t<j} w_t s_t.
-
-What has been closed after j steps, sum_{t<j} w_t a_t, may not exceed S_j, must end at S_tau, and
-costs sum (dS)^2 / dV: the minimiser is the lower convex hull of (0, 0), (V_1, S_1), ..., (V_tau,
-S_tau).
-
-**One hull serves every tau.** Let C be the product of c_k over k < tau and W_t = 1 / product of c_k
-over k <= t. Then w_t = C W_t, so V_j = C^2 U_j and S_j = C A_j with U and A free of tau, and the
-energy (dS)^2 / dV does not change under (S, V) -> (C S, C^2 V). The hulls for tau = 1, 2, ... are
-therefore the successive stages of one hull built point by point, in time linear in the number of
-steps. U and A themselves would overflow; each segment is kept in the units of its own step, with
-the factor that leads to the next segment's.
-
-**A diameter** limits how far apart two points can be after a step. A run is then also one that
-starts after any step, from any two points that far apart: hockey-stick divergences are convex in
-the pair of distributions, so what holds for any two starts holds for any two laws of them. The
-least mu over where it starts is taken.
-"""
-
-import math
 from typing import Any
 
 import numpy as np
 
-_STARTS = 50
-# Steps of all those runs together, which are fewer then: each takes half a microsecond.
-_MOST_STARTED = 5_000_000
+from certunlearn._numerics import checks
+from certunlearn.accounting import _gaussian, _runs
+
+_LEAST = 1e-30
 
 
-def gdp_mu(
-    initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
-    memoryless: bool = True,
-    diameter: float = math.inf,
-) -> float:
-    """The least mu for which shifted interpolation proves mu-GDP of the run's last parameters.
-
-    Args:
-      initial_distance: largest distance of the two starts, in parameter units.
-      contraction: float array `[steps]` (or a number): c_t >= 0.
-      shift: float array `[steps]` (or a number): s_t >= 0, in parameter units.
-      noise_scale: float array `[steps]` (or a number): standard deviation sigma_t >= 0 of the noise
-        in every coordinate, in parameter units. A step without noise is folded into the next.
-      memoryless: whether updates depend on the past through the current parameters only. Then
-        everything after any step tau is post-processing, and the least mu over tau holds.
-      diameter: largest distance of two points that a step can end at, after its noise; of use if
-        `memoryless`.
-
-    Returns:
-      mu >= 0; infinity if no noise follows a shift.
-
-    Raises:
-      TypeError: if something is not a number.
-      ValueError: if it is negative or not finite, or the lengths differ.
-
-    Guarantee:
-      For any updates whose separation is at most c_t r + s_t, given any common history, followed
-      by independent noise N(0, sigma_t^2 I), the last parameters of two runs are mu-GDP. Optimizer
-      state may be carried across steps if `memoryless` is False. Float64 arithmetic; the relative
-      error is of the order of 1e-13.
-
-    Source:
-      Bok, Su & Altschuler (2024), Theorem 3.1 and Section 4; exact optimisation above.
-
-    >>> gdp_mu(2.0, [1.0], [0.0], [1.0])
-    2.0
-    >>> round(gdp_mu(2.0, [1.0] * 4, 0.5, 1.0), 12)  # (2 + 4 * 0.5) / sqrt(4)
-    2.0
-    """
-    curve = gdp_mu_curve(initial_distance, contraction, shift, noise_scale, memoryless, diameter)
-    return float(curve[-1])
+def refusal(mechanism: Any) -> str | None:
+    """Why this accountant cannot be used, or None."""
+    if mechanism.separations() is not None:
+        return None
+    return "accountant='interpolation' needs a mechanism with separations; use 'dp-accounting'"
 
 
-def gdp_mu_curve(
-    initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
-    memoryless: bool = True,
-    diameter: float = math.inf,
-) -> np.ndarray:
-    """`gdp_mu` of the run stopped after 1, 2, ... steps; same arguments, float64 `[steps]`.
-
-    >>> gdp_mu_curve(2.0, 1.0, [0.0, 0.0], 1.0).round(4).tolist()
-    [2.0, 1.4142]
-    """
-    distance = _checked("initial_distance", initial_distance)
-    if distance.ndim:
-        raise ValueError(f"initial_distance must be one number, got shape {distance.shape}")
-    if math.isnan(diameter) or diameter < 0:
-        raise ValueError(f"diameter must be at least 0, got {diameter!r}")
-    per_step = {
-        "contraction": _checked("contraction", contraction),
-        "shift": _checked("shift", shift),
-        "noise_scale": _checked("noise_scale", noise_scale),
-    }
-    lengths = {a.shape for a in per_step.values() if a.ndim} or {(1,)}
-    length = lengths.pop()
-    if lengths or len(length) != 1 or length[0] == 0:
-        shapes = ", ".join(f"{name} {a.shape}" for name, a in per_step.items())
-        raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
-    arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
-    curve = np.sqrt(_energies(float(distance), *arrays))
-    if math.isfinite(diameter) and memoryless:  # else histories would have to be common
-        for start in _starts(length[0]):
-            later = np.sqrt(_energies(diameter, *(array[start:] for array in arrays)))
-            curve[start:] = np.minimum(curve[start:], later)
-    return np.minimum.accumulate(curve) if memoryless else curve
+def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
+    """See `certunlearn.epsilon`."""
+    return float(_gaussian.epsilon(_runs.mu_curve(_runs.separations(mechanism), scale)[-1], delta))
 
 
-def _starts(steps: int) -> list[int]:
-    """Steps that a run is taken to start after: some, as any will do, and all near the end."""
-    count = min(_STARTS, max(steps - 1, 0), _MOST_STARTED // steps)
-    spread = np.linspace(1, steps - 1, count)
-    return sorted({*spread.round().astype(int).tolist(), *range(max(1, steps - _STARTS), steps)})
+def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
+    """See `certunlearn.delta`."""
+    return float(_gaussian.delta(epsilon, _runs.mu_curve(_runs.separations(mechanism), scale)[-1]))
 
 
-def _checked(name: str, value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be numbers, got {value!r}") from error
-    wrong = ~(np.isfinite(array) & (array >= 0))
-    if np.any(wrong):
-        raise ValueError(f"{name} must be finite and at least 0, got {float(array[wrong][0])!r}")
-    return array
+def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:
+    """See `certunlearn.noise_scale`: mu is proportional to 1 / sigma."""
+    del progress
+    unit = _runs.mu_curve(_runs.separations(mechanism), 1.0)[-1]
+    # Positive even where nothing is left to hide.
+    sigma = max(unit / _gaussian.mu(epsilon, delta), _LEAST)
+    while _gaussian.epsilon(unit / sigma, delta) > epsilon:  # the last digits' rounding, if any
+        sigma *= 1 + 1e-12
+    return float(sigma)
 
 
-def _energies(
-    distance: float, contraction: list[float], shift: list[float], noise_scale: list[float]
-) -> list[float]:
-    """Energy of the hull after each step.
-
-    A stack holds the hull's segments as (rise dS, run dV, factor, energy up to and with it). The
-    factor converts a segment's units into those of the one above it, and the top's into the
-    current step's: dS by the factor, dV by its square.
-    """
-    stack: list[tuple[float, float, float, float]] = []
-    energies = []
-    start = distance
-    for c, s, sigma in zip(contraction, shift, noise_scale, strict=True):
-        rise, run, factor = c * start + s, sigma * sigma, c
-        start = 0.0
-        # The hull's slopes must increase: what rises more steeply before is merged with what
-        # follows. Cross-multiplied slopes, so that a noiseless step (run 0) needs no division.
-        while stack:
-            below_rise, below_run, below_factor, _ = stack[-1]
-            factor_down = below_factor * factor
-            if below_rise * run < rise * below_run * factor_down:
-                break
-            stack.pop()
-            rise += factor_down * below_rise
-            run += factor_down * factor_down * below_run
-            factor = factor_down
-        if stack:
-            below_rise, below_run, below_factor, below_energy = stack[-1]
-            stack[-1] = (below_rise, below_run, below_factor * factor, below_energy)
-        before = stack[-1][3] if stack else 0.0
-        energy = before + _energy(rise, run)
-        stack.append((rise, run, 1.0, energy))
-        energies.append(energy)
-    return energies
-
-
-def _energy(rise: float, run: float) -> float:
-    if rise == 0:
-        return 0.0
-    return rise * rise / run if run > 0 else np.inf
+def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
+    """See `certunlearn.epsilon_curve`."""
+    mu = _runs.mu_curve(_runs.separations(mechanism), scale)
+    return np.concatenate([[np.inf], _gaussian.epsilon(mu, delta)])

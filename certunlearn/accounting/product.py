@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from certunlearn import checks
-from certunlearn.accounting import gaussian, runs
+from certunlearn._numerics import checks
+from certunlearn.accounting import _gaussian, _runs
+from certunlearn.mechanisms.separations import with_noise
 
 _HALVINGS = 60
 # The same by many numbers at a time, as steps are what takes long: 32^12 = 2^60.
@@ -40,21 +41,21 @@ _MOST_STEPS = 10_000
 _ALL_STEPS, _POINTS = 256, 24
 _LARGEST = 1000.0  # epsilon; beyond it there is no guarantee to speak of
 _APART = 1000.0  # separations, in standard deviations, beyond which theta counts as 1
-# More than `gaussian.delta` is too small by (3e-13, measured); errors of T steps would multiply.
+# More than `_gaussian.delta` is too small by (3e-13, measured); errors of T steps would multiply.
 _ROUNDED_UP = 1 + 1e-12
 _MOST_LESS = 50.0  # logarithm of the factor by which less noise is sought than one step needs
 
 
 def refusal(mechanism: Any) -> str | None:
     """Why this accountant cannot be used, or None."""
-    if not runs.has_separations(mechanism):
+    if mechanism.separations() is None:
         return "accountant='product' needs a mechanism with separations; use 'dp-accounting'"
-    if not np.all(np.isfinite(runs.largest_separations(mechanism))):
+    if not np.all(np.isfinite(_runs.largest_separations(_runs.separations(mechanism)))):
         return (
             "accountant='product' needs models that are projected at every step, as in "
             "ModelClipping: without, two models may be any distance apart"
         )
-    if not mechanism.memoryless:
+    if not _runs.separations(mechanism).memoryless:
         return "accountant='product' needs a memoryless mechanism"
     return None
 
@@ -88,8 +89,10 @@ def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) ->
         return float(_last(mechanism, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
 
     # One Gaussian for the last separation alone is enough.
-    last = runs.largest_separations(mechanism)[mechanism.noisy][-1]
-    high = math.log(last / gaussian.mu(epsilon, delta)) + 1e-9
+    last = _runs.largest_separations(_runs.separations(mechanism))[
+        _runs.separations(mechanism).noisy_steps
+    ][-1]
+    high = math.log(last / _gaussian.mu(epsilon, delta)) + 1e-9
     low, least = high - 1.0, high - _MOST_LESS
     while holds(low):
         if low < least:  # noise on the start is enough by itself
@@ -156,14 +159,17 @@ def _steps(
     with np.errstate(divide="ignore"):  # log(e^0 - 1)
         log_extra = epsilons + np.log(-np.expm1(-epsilons))
     found = np.ones(len(epsilons))
-    if mechanism.init_noise_scale > 0:
-        start = mechanism.start_distance / mechanism.init_noise_scale
-        found = np.asarray(gaussian.delta(epsilons, start))
-    noise = runs.noise(mechanism, scale)[skipped:]
-    for separation, sigma in zip(runs.largest_separations(mechanism)[skipped:], noise, strict=True):
+    stated = _runs.separations(mechanism)
+    if stated.init_noise_scale > 0:
+        start = stated.initial_distance / stated.init_noise_scale
+        found = np.asarray(_gaussian.delta(epsilons, start))
+    noise = with_noise(stated, scale).noise[skipped:]
+    for separation, sigma in zip(
+        _runs.largest_separations(_runs.separations(mechanism))[skipped:], noise, strict=True
+    ):
         if sigma > 0:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
             apart = separation / sigma
-            theta = 1.0 if apart > _APART else gaussian.delta(ratio, apart) * _ROUNDED_UP
+            theta = 1.0 if apart > _APART else _gaussian.delta(ratio, apart) * _ROUNDED_UP
             found = np.minimum(found * theta, found)
         yield found

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from certunlearn import steps as steps_lib
 from certunlearn.demo import membership
 from certunlearn.demo.data import Examples
+from certunlearn.unlearning import compiled_steps as steps_lib
 
 CLASSES = 10
 

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from certunlearn import accounting, files, mechanisms, verification
+from certunlearn import accounting, mechanisms
+from certunlearn._numerics import files
+from certunlearn.certificates import verification
 from certunlearn.demo.run import Result, Row
 
 FILES = ("certificate.json", "unlearned.npz", "report.png", "table.md", "results.json")

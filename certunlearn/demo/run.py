@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import optax
 
-from certunlearn import accounting, mechanisms, unlearning
-from certunlearn.certificates import Certificate
+from certunlearn import accounting, mechanisms
+from certunlearn.certificates.issuing import Certificate
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import membership, network
+from certunlearn.unlearning import loop
 
 # The centre of the ball: fresh random weights from a seed that is published here. It depends on no
 # data, which is what the certificate assumes of it.
@@ -174,8 +175,8 @@ def run(
             batch = settings.batch_size
             return network.train(net, params, data, optimizer, steps, batch, next(keys), advance)
 
-    def unlearned(params: Any) -> tuple[unlearning.UnlearningResult, list[tuple[int, Any]]]:
-        result = unlearning.unlearn(
+    def unlearned(params: Any) -> tuple[loop.UnlearningResult, list[tuple[int, Any]]]:
+        result = loop.unlearn(
             functools.partial(network.mean_loss, net),
             params,
             retain,

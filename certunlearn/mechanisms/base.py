@@ -1,190 +1,113 @@
-"""What every mechanism answers, and the sentences that several of them rest on."""
+"""`Mechanism`, the base of every method, and what a method answers.
 
+A mechanism says what one step may do and how it is run. Accountants read its `separations` and
+nothing else of it; the loop asks it for its start, its transforms and its batches; the certificate
+records it. Nobody asks for its type, so a method is one class, here or in a user's own code.
+"""
+
+import abc
 import dataclasses
-import math
-from typing import Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
+import jax
 import numpy as np
+import optax
+from chex import ArrayTree
 
-from certunlearn import checks
+from certunlearn import transforms
+from certunlearn._numerics import checks
+from certunlearn._numerics.batches import PoissonSampling
+from certunlearn._numerics.checks import PerStep
+from certunlearn.mechanisms import sentences
+
+if TYPE_CHECKING:
+    from certunlearn.mechanisms.published import PublishedNoise
+    from certunlearn.mechanisms.separations import Separations
 
 REFERENCES = ("retrained", "center")
 
-# Share of the distance before a single last noise that is kept in reserve for the rounding of the
-# noiseless steps, unless the mechanism says otherwise: see `certunlearn.rounding`, which refuses
-# runs whose rounding needs more.
-ROUNDING_SHARE = 1e-3
 
-UNSEEN = (
-    "The steps of the run use retain data only, in batches drawn by a rule that does not see the "
-    "forget set."
-)
-LAST_ONLY = (
-    "Only the parameters after the last noisy step leave: no intermediate parameters, losses, "
-    "gradient norms, counters, running statistics or optimizer state."
-)
-POST = "What follows the last noisy step uses the released parameters and retain data only."
-REQUESTS = (
-    "Which examples are forgotten was decided without looking at earlier releases of models "
-    "trained on them."
-)
-FIXED = (
-    "The step count and every hyperparameter were fixed without looking at the trained model or at "
-    "the run."
-)
-SECRET = (
-    "The noise key is secret and is never used again, and all other randomness of the run is "
-    "independent of it."
-)
-REAL = (
-    "The noise is exactly Gaussian, and the rounding of gradients and of noisy steps moves no two "
-    "runs farther apart."
-)
-ON_THE_WAY = (
-    "On the way to the noise no parameter, and no change of one in a step, reached the next power "
-    "of two above the largest parameter that was checked for rounding."
-)
-# What every run on retain data rests on.
-RUN = (UNSEEN, LAST_ONLY, POST, FIXED, REQUESTS, SECRET, REAL)
-CENTER = (
-    "The centre of the ball, the frozen parameters, the architecture and the input preprocessing "
-    "do not depend on the forget set."
-)
-PUBLIC = (
-    "The frozen parameters, the architecture and the input preprocessing do not depend on the "
-    "forget set."
-)
-NO_MEMORY = (
-    "Each update depends on the past only through the current parameters: no momentum or other "
-    "optimizer state, no running averages, no teacher, mask or penalty computed from the trained "
-    "model."
-)
-ANY_START = (
-    "Each request is served from the current model, whatever it is, with the same certificate for "
-    "the union of all deletions so far: the start is any point of the ball. What earlier releases "
-    "say of examples that are deleted later no certificate covers. If a request depends on earlier "
-    "releases, what remains true is conditional: given all that was released and requested before, "
-    "the release is as close as certified to the same procedure on the same remaining data; which "
-    "examples were deleted may itself tell of them."
-)
+class Mechanism(abc.ABC):
+    """One unlearning method: what a step may do, and how it is run.
 
+    Subclass it as a frozen dataclass, and it runs through `epsilon`, `noise_scale`, `noisy_sgd`,
+    `unlearn`, `certify` and `verify` like those of this package. A subclass must have `steps`,
+    `separations` and `update`; all else has a default.
 
-def compared(reference: str) -> str:
-    """The sentence that names the reference process of a method that starts from any model."""
-    start = {
-        "retrained": "the same procedure started from a model trained without the forget set",
-        "center": "the same procedure started from the centre itself",
-    }[reference]
-    return f"The guarantee compares the released parameters with {start}."
+    Attributes:
+      steps: T, the number of updates; a field or a property.
+      reference: what the result is indistinguishable from: `"retrained"`, or `"center"` for the
+        same procedure started from the public centre.
+      attackable: whether some loss and data do all that the separations allow. Only then is
+        `epsilon_lower_bound` a lower bound for the method.
+      tolerates_nonfinite: whether a zero in place of a gradient that is not finite is within the
+        separations. False where steps must contract, which a step that is left out does not: such
+        a run is refused.
+      uses_center: whether `start` or `update` use the public centre; else `unlearn` refuses one.
+      takes_before_clip: whether `noisy_sgd(before_clip=...)` may stand ahead of the update. Only
+        where separations hold whatever reaches the update.
+      watches_magnitudes: whether the largest parameters of every step must be known, because the
+        rounding of noiseless steps counts (see `mechanisms.rounding`).
 
+    Guarantee:
+      None by itself. A certificate for a mechanism holds if two runs of it, on the same batches and
+      with the same randomness besides the noise, have the separations that it states.
 
-class Mechanism(Protocol):
-    """A pair of runs on the same batches that differ in where they started, as accountants see it.
-
-    Two runs and a separation: an update maps points at distance r to points at distance at most
-    `contraction[t] * r + shift[t]`, before its noise is added.
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class SignDescent(Mechanism):  # moves every one of `size` parameters by at most `step`
+    ...     steps: int
+    ...     step: float
+    ...     size: int
+    ...     distance: float
+    ...
+    ...     def separations(self):
+    ...         return Separations(
+    ...             initial_distance=self.distance,
+    ...             contraction=1.0,
+    ...             shift=2 * self.step * self.size**0.5,
+    ...             steps=self.steps,
+    ...         )
+    ...
+    ...     def update(self, center):
+    ...         return optax.chain(optax.scale_by_sign(), optax.scale(-self.step))
+    >>> from certunlearn.mechanisms import Separations
+    >>> SignDescent(steps=3, step=0.1, size=25, distance=1.0).separations().shift
+    1.0
     """
 
-    @property
-    def steps(self) -> int:
-        """Number of updates."""
+    steps: int
+    reference: str = "retrained"
+    attackable: bool = False
+    tolerates_nonfinite: bool = False
+    uses_center: bool = False
+    takes_before_clip: bool = False
+    watches_magnitudes: bool = False
 
-    @property
-    def initial_distance(self) -> float:
-        """Largest distance of the two starts, in parameter units."""
+    @abc.abstractmethod
+    def separations(self) -> "Separations | None":
+        """How far apart two runs can be, in plain numbers; None if the method is no such pair."""
 
-    @property
-    def start_distance(self) -> float:
-        """`initial_distance`, or less where starts are projected: what accountants read."""
+    @abc.abstractmethod
+    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
+        """One update before its noise, from the gradient to the change of the parameters.
 
-    @property
-    def contraction(self) -> np.ndarray:
-        """float64 `[steps]`."""
-
-    @property
-    def shift(self) -> np.ndarray:
-        """float64 `[steps]`, in parameter units."""
-
-    @property
-    def noisy(self) -> np.ndarray:
-        """Bool `[steps]`: whether noise follows the update."""
-
-    @property
-    def diameter(self) -> float:
-        """Largest distance of two points that a step can end at; infinity if nothing limits it."""
-
-    @property
-    def init_noise_scale(self) -> float:
-        """Standard deviation of noise on the starts, in parameter units."""
-
-    @property
-    def memoryless(self) -> bool:
-        """Whether updates depend on the past through the current parameters only."""
-
-    @property
-    def attackable(self) -> bool:
-        """Whether some loss and data do all that the separations allow, as attacks suppose."""
-
-    @property
-    def reference(self) -> str:
-        """What the result is indistinguishable from: `"retrained"` or `"center"`."""
-
-    @property
-    def tolerates_nonfinite(self) -> bool:
-        """Whether a zero update in place of a gradient that is not finite is within the separation.
-
-        True where separations hold for any update; False where steps must contract, which a step
-        that is left out does not.
+        Args:
+          center: the public centre, structured like the parameters; None is the origin.
         """
 
-    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
-        """How recorded numbers of examples contradict the mechanism, a sentence each."""
+    # What is certified.
 
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What a certificate rests on, in sentences."""
+    def rests_on(self) -> tuple[str, ...]:
+        """What a certificate rests on, in sentences: those of the separations, and the trust."""
+        stated = self.separations()
+        if stated is None:
+            raise NotImplementedError(f"{type(self).__name__} must define rests_on")
+        return (*stated.rests_on(), sentences.trusted_separations(type(self).__name__))
 
     @property
     def sequence(self) -> str:
         """What holds for the union of deletions after several requests, in words."""
-
-    def first(self, steps: int) -> Self:
-        """The mechanism that stops after the first `steps` steps of this one."""
-
-
-class Separations:
-    """What most mechanisms have in common."""
-
-    diameter: Any = math.inf
-    init_noise_scale: Any = 0.0
-    memoryless: Any = True
-    attackable: Any = False
-    reference: Any = "retrained"
-    tolerates_nonfinite = False
-
-    @property
-    def shift(self) -> np.ndarray:
-        """float64 `[steps]`: none."""
-        return np.zeros(_any(self).steps)
-
-    @property
-    def noisy(self) -> np.ndarray:
-        """Bool `[steps]`: all of them."""
-        return np.ones(_any(self).steps, bool)
-
-    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
-        """How recorded numbers of examples contradict the mechanism: they cannot."""
-        del retain_size, forget_size
-        return []
-
-    @property
-    def start_distance(self) -> float:
-        """Largest distance of the two starts, after what the method does to them."""
-        return float(_any(self).initial_distance)
-
-    def separation(self, step: int, distance: float) -> float:
-        """Largest distance after update `step`, before its noise, of points `distance` apart."""
-        return float(_any(self).contraction[step] * distance + _any(self).shift[step])
+        return sentences.OWN_REQUEST
 
     def first(self, steps: int) -> Self:
         """The mechanism that stops after the first `steps` steps of this one.
@@ -193,94 +116,164 @@ class Separations:
           ValueError: if there are not so many.
         """
         steps = checks.steps("steps", steps)
-        whole = _any(self)
-        if steps > whole.steps:
-            raise ValueError(f"steps must be at most {whole.steps}, got {steps}")
+        if steps > self.steps:
+            raise ValueError(f"steps must be at most {self.steps}, got {steps}")
+        if steps == self.steps:
+            return self
+        values = field_values(self)
         cut = {
-            field.name: value[:steps]
-            for field in dataclasses.fields(whole)
-            if isinstance(value := getattr(whole, field.name), tuple)
+            name: value[:steps]
+            for name, value in values.items()
+            if isinstance(value, tuple) and len(value) == self.steps
         }
-        return cast(Self, dataclasses.replace(whole, steps=steps, **cut))
+        return dataclasses.replace(self, steps=steps, **cut)  # type: ignore[type-var]
 
+    def size_problems(self, retain_size: int | None, forget_size: int | None) -> list[str]:
+        """How recorded numbers of examples contradict the mechanism, a sentence each."""
+        del retain_size, forget_size
+        return []
 
-class FromBall(Separations):
-    """Starts from any model, projected onto a ball around a public centre."""
+    def published_noise(self) -> "PublishedNoise | None":
+        """The closed form that was published for the method, if there is one."""
+        return None
 
-    # Whatever an update is, a zero update too, the separations hold.
-    tolerates_nonfinite = True
+    def total_noise_scale(self, noise_scale: float) -> float | None:
+        """Standard deviation of all steps' noise together, per coordinate of the last parameters.
 
-    @property
-    def initial_distance(self) -> float:
-        """Largest distance between the two starts, in parameter units."""
-        run = _any(self)
-        return float(run.init_radius * (2.0 if run.reference == "retrained" else 1.0))
-
-    @property
-    def start_sentence(self) -> str:
-        """The assumption on where the run started."""
-        radius = _any(self).init_radius
-        return f"The run started within {radius!r} of the centre (L2 norm, parameter units)."
+        None where it is not known, as updates do more than contract.
+        """
+        del noise_scale
+        return None
 
     @property
-    def sequence(self) -> str:
-        """What holds for the union of deletions after several requests, in words."""
-        return ANY_START
+    def start_radius(self) -> float | None:
+        """Radius of the ball around the centre that starts are projected onto, if they are."""
+        return None
 
+    # How it is run.
 
-class LastNoisy(Separations):
-    """Updates without noise, and one Gaussian after the last."""
+    def start(self, params: ArrayTree, center: ArrayTree | None, key: jax.Array) -> ArrayTree:
+        """The parameters before the first step: projected onto the ball of starts, if there is one.
 
-    @property
-    def noisy(self) -> np.ndarray:
-        """Bool `[steps]`: the last only."""
-        count = _any(self).steps
-        return np.arange(count) == count - 1
+        Args:
+          params: the trained parameters.
+          center: the public centre; None is the origin.
+          key: the noise key, for noise on the start; fold numbers into it beyond those of steps.
+        """
+        del key
+        if self.start_radius is None:
+            return params
+        return transforms.clip_params(params, self.start_radius, center)
 
-    def first(self, steps: int) -> Self:
-        """The mechanism itself: a part of it has no noise, and no guarantee.
+    def step_transforms(
+        self, noise: optax.GradientTransformation, center: ArrayTree | None
+    ) -> tuple[optax.GradientTransformation, ...]:
+        """The transforms of one step in order, the noise among them.
+
+        Args:
+          noise: adds the step's noise; adds none at steps that have none.
+          center: the public centre; None is the origin.
+        """
+        return transforms.zero_nonfinite(), self.update(center), noise
+
+    def example_clip_norm(self) -> PerStep | None:
+        """The norm that each example's gradient may be clipped to instead of the batch's."""
+        return None
+
+    def poisson_sampling(self) -> PoissonSampling | None:
+        """How each step draws its examples; None for batches of shuffled epochs."""
+        return None
+
+    def can_stop(self, steps: int) -> bool:
+        """Whether there is a guarantee after the first `steps` steps: whether they had noise."""
+        found = self.separations()
+        return found is None or bool(np.any(found.noisy_steps[:steps]))
+
+    def check_run(
+        self, *, size: int, batch_size: int, per_example: bool, centered: bool, finetuned: bool
+    ) -> None:
+        """Refuses runs that the method does not allow.
+
+        Args:
+          size: number of examples.
+          batch_size: examples in a batch.
+          per_example: whether each example's gradient is to be clipped.
+          centered: whether a centre was given.
+          finetuned: whether something follows that uses the data.
 
         Raises:
-          ValueError: if `steps` is not the number of its steps.
+          ValueError: saying what would be right.
         """
-        count = _any(self).steps
-        if checks.steps("steps", steps) != count:
-            raise ValueError(
-                f"{type(self).__name__} adds its noise after the last step, so it cannot stop "
-                f"early: steps must be {count}, got {steps}"
-            )
-        return self
+        del size, batch_size, finetuned
+        name = type(self).__name__
+        if per_example and self.example_clip_norm() is None:
+            raise ValueError(f"per_example=True needs a clip norm, which this {name} has not")
+        if centered and not self.uses_center:
+            raise ValueError(f"center must be None: this {name} projects onto no ball")
+
+    def rounding_problem(self, leaves: list[np.ndarray]) -> str | None:
+        """Why the rounding of parameters like these breaks the separations, or None."""
+        del leaves
+        return None
+
+    def before_noise(self, scale: PerStep, params: ArrayTree, state: ArrayTree) -> Any:
+        """The last parameters without their noise, for the next request; None where that has none.
+
+        Args:
+          scale: standard deviation of the noise, in parameter units.
+          params: the parameters after the last noisy step.
+          state: the optimizer's state there.
+        """
+        del scale, params, state
+        return None
 
 
-class StepsThenNoise(LastNoisy):
-    """Steps that rely on what they leave of a distance, and one Gaussian after the last.
-
-    `factors`, float64 `[steps]`, say how far each step moves two points at distance 1; `past_steps`
-    how many steps without noise led to the start; `past_error` how far these lead two runs apart
-    that differ by 1 more at each of them: the sum of the later factors' products; `rounding_share`
-    which share of the distance is kept in reserve for rounding (see `certunlearn.rounding`).
-    """
-
-    @property
-    def contraction(self) -> np.ndarray:
-        """float64 `[steps]`: the factors, the last times 1 + `rounding_share`."""
-        found = np.array(_any(self).factors, np.float64)
-        found[-1] *= 1 + _any(self).rounding_share
-        return found
-
-
-def _any(mechanism: Any) -> Any:
-    """A mixin's own class, which has what the mixin lacks."""
+def check(mechanism: object) -> Mechanism:
+    """The mechanism, or TypeError if it is none; ValueError if it contradicts itself."""
+    if not isinstance(mechanism, Mechanism):
+        raise TypeError(
+            "mechanism must be a certunlearn.Mechanism, such as GradientClipping(...) or a "
+            f"subclass of your own, got {checks.shown(mechanism)}"
+        )
+    if not dataclasses.is_dataclass(mechanism):
+        raise TypeError(f"{type(mechanism).__name__} must be a frozen dataclass, to be recorded")
+    stated = mechanism.separations()
+    if stated is not None and (stated.steps, stated.reference) != (
+        mechanism.steps,
+        mechanism.reference,
+    ):
+        raise ValueError(
+            f"{type(mechanism).__name__}.separations() must have steps={mechanism.steps} and "
+            f"reference={mechanism.reference!r}, got {stated.steps} and {stated.reference!r}"
+        )
     return mechanism
 
 
-def set_fields(mechanism: Any, **values: Any) -> None:
+def is_memoryless(mechanism: Mechanism) -> bool:
+    """Whether updates depend on the past through the current parameters only."""
+    stated = mechanism.separations()
+    return stated is None or stated.memoryless
+
+
+def noise_of_steps(mechanism: Mechanism) -> np.ndarray:
+    """Bool `[steps]`: which updates noise follows."""
+    stated = mechanism.separations()
+    return np.ones(mechanism.steps, bool) if stated is None else stated.noisy_steps
+
+
+def field_values(mechanism: Mechanism) -> dict[str, Any]:
+    """A mechanism's fields, by name."""
+    fields = dataclasses.fields(mechanism)  # type: ignore[arg-type]
+    return {field.name: getattr(mechanism, field.name) for field in fields}
+
+
+def set_fields(mechanism: Mechanism, **values: object) -> None:
     """Sets checked values in a frozen dataclass's `__post_init__`."""
     for name, value in values.items():
         object.__setattr__(mechanism, name, value)
 
 
-def per_step(mechanism: Any, *names: str, zero_allowed: bool = False) -> None:
+def per_step(mechanism: Mechanism, *names: str, zero_allowed: bool = False) -> None:
     """Checks and normalises fields that are numbers, `[steps]` numbers or schedules."""
     for name in names:
         value = getattr(mechanism, name)
@@ -288,33 +281,15 @@ def per_step(mechanism: Any, *names: str, zero_allowed: bool = False) -> None:
         set_fields(mechanism, **{name: found})
 
 
-def learning_rates(mechanism: Any) -> None:
+def check_learning_rate(mechanism: Mechanism) -> None:
     """Checks and normalises `learning_rate`: a schedule may be 0 at some steps, or at all.
 
     Such a step only adds its noise: it moves no two points apart and brings none closer. One number
     for all steps must be positive, for nothing would be learned.
     """
     per_step(mechanism, "learning_rate", zero_allowed=True)
-    if mechanism.learning_rate == 0:
+    if field_values(mechanism)["learning_rate"] == 0:
         raise ValueError(
             "learning_rate must be positive, got 0.0 for all steps: for noise without steps use "
             "OutputPerturbation"
-        )
-
-
-def check_rounding_share(mechanism: Any) -> None:
-    """Checks and normalises `rounding_share`."""
-    share = checks.real("rounding_share", mechanism.rounding_share)
-    if not 0 <= share <= 1:
-        raise ValueError(f"rounding_share must be between 0 and 1, got {share!r}")
-    set_fields(mechanism, rounding_share=share)
-
-
-def check_decay(mechanism: Any) -> None:
-    """Refuses weight decay that overshoots the centre."""
-    product = np.max(np.multiply(mechanism.learning_rate, mechanism.weight_decay))
-    if product > 1:
-        raise ValueError(
-            f"weight_decay * learning_rate must be at most 1, got {product:g}; lower the "
-            f"learning rate or the weight decay by a factor of {product:g} or more"
         )

@@ -4,13 +4,16 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import optax
+from chex import ArrayTree
 
-from certunlearn import checks
-from certunlearn.mechanisms import base
+from certunlearn._numerics import checks
+from certunlearn._numerics.checks import PerStep
+from certunlearn.mechanisms import base, pairs, published, sentences, updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradientClipping(base.FromBall):
+class GradientClipping(pairs.FromBall):
     """Noisy SGD on the retain data with clipped gradients (Koloskova et al., ICML 2025).
 
     The trained parameters are projected onto a ball of radius `init_radius` around a public centre
@@ -58,6 +61,7 @@ class GradientClipping(base.FromBall):
     memoryless: bool = True
 
     attackable = True
+    takes_before_clip = True
 
     def __post_init__(self) -> None:
         """Checks every argument and evaluates schedules."""
@@ -67,11 +71,11 @@ class GradientClipping(base.FromBall):
             init_radius=checks.positive("init_radius", self.init_radius),
         )
         base.per_step(self, "clip_norm")
-        base.learning_rates(self)
+        base.check_learning_rate(self)
         base.per_step(self, "weight_decay", zero_allowed=True)
         checks.choice("reference", self.reference, base.REFERENCES)
         base.set_fields(self, memoryless=checks.flag("memoryless", self.memoryless))
-        base.check_decay(self)
+        pairs.check_decay(self.learning_rate, self.weight_decay)
 
     @property
     def contraction(self) -> np.ndarray:
@@ -87,14 +91,32 @@ class GradientClipping(base.FromBall):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What a certificate for this mechanism rests on, in sentences."""
-        state = (
-            "State that updates carry from step to step starts fresh, not from the original "
-            "training, and is discarded after the last noisy step."
-        )
         return (
-            base.compared(self.reference),
+            sentences.compared(self.reference),
             self.start_sentence,
-            base.CENTER,
-            base.NO_MEMORY if self.memoryless else state,
-            *base.RUN,
+            sentences.CENTER,
+            sentences.NO_MEMORY if self.memoryless else sentences.FRESH_STATE,
+            *sentences.RUN,
         )
+
+    def published_noise(self) -> published.PublishedNoise:
+        """The formulas of Koloskova et al."""
+        return published.of_gradient_clipping(
+            self.init_radius, self.clip_norm, self.learning_rate, self.weight_decay
+        )
+
+    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
+        """Clip, decay toward the centre, step."""
+        updates.check_products(self.learning_rate, self.clip_norm)
+        step = updates.descent(self.learning_rate, self.weight_decay, center)
+        return optax.chain(updates.clip(self.clip_norm), *step)
+
+    def step_transforms(
+        self, noise: optax.GradientTransformation, center: ArrayTree | None
+    ) -> tuple[optax.GradientTransformation, ...]:
+        """The update and the noise; the clip itself sees to gradients that are not finite."""
+        return self.update(center), noise
+
+    def example_clip_norm(self) -> PerStep:
+        """The clip norm: a mean of gradients that each keep it keeps it, too."""
+        return self.clip_norm

@@ -1,0 +1,1 @@
+"""Private helpers of every room: checks, norms, draws, files."""

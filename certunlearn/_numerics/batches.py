@@ -1,0 +1,139 @@
+"""Batches of retain data: drawn on the device, without replacement within an epoch."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from certunlearn._numerics import binomial, checks, keys
+
+# What one step's room for a Poisson sample adds to delta at most; see `accounting.subsampled`.
+OVERFLOW = 1e-30
+
+
+def data_size(data: Any, name: str = "retain_data") -> int:
+    """Number of examples in a pytree of arrays with a common leading axis.
+
+    Raises:
+      ValueError: if there is no array, no example, or the leading axes differ.
+    """
+    leaves = jax.tree.leaves(data)
+    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError(f"{name} must be a pytree of arrays with a leading axis of examples")
+    sizes = {leaf.shape[0] for leaf in leaves}
+    if len(sizes) > 1:
+        raise ValueError(f"{name} must have one leading axis length, got {sorted(sizes)}")
+    size = sizes.pop()
+    if size == 0:
+        raise ValueError(f"{name} must hold at least one example, got 0")
+    return size
+
+
+def check_batch_size(batch_size: int, size: int) -> int:
+    """Returns `batch_size`, or raises ValueError if an epoch of `size` examples holds no batch."""
+    batch_size = checks.positive_int("batch_size", batch_size)
+    if batch_size > size:
+        raise ValueError(
+            f"batch_size must be at most the number of examples, {size}, got {batch_size}"
+        )
+    return batch_size
+
+
+def epoch_order(key: jax.Array, epoch: int, size: int) -> jax.Array:
+    """int32 `[size]`: the order of the examples in epoch number `epoch`."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+
+
+def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
+    """The indices of each step's batch, as `unlearn` draws them.
+
+    Each epoch is a fresh random order of all examples, cut into batches; a remainder smaller than
+    a batch is left out. The order depends on the key and the sizes only, never on parameters.
+
+    Args:
+      key: the data key; see `split_key`.
+      size: number of examples.
+      batch_size: examples in a batch.
+      steps: number of batches.
+
+    Yields:
+      int32 `[batch_size]` index arrays, `steps` of them.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if a number is out of range, or the batch larger than the data.
+
+    >>> [b.shape for b in batch_indices(jax.random.key(0), size=10, batch_size=4, steps=3)]
+    [(4,), (4,), (4,)]
+    """
+    key, size = keys.as_key(key), checks.positive_int("size", size)
+    batch_size, steps = check_batch_size(batch_size, size), checks.positive_int("steps", steps)
+    return _batch_indices(key, size, batch_size, steps)  # so that the checks come with the call
+
+
+def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
+    per_epoch = size // batch_size
+    for step in range(steps):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0:
+            order = epoch_order(key, epoch, size)
+        yield order[position * batch_size : (position + 1) * batch_size]
+
+
+def poisson_capacity(
+    size: int, rate: float, deletions: int = 0, microbatch_size: int | None = None
+) -> int:
+    """Room for a Poisson sample: for all, or too little with a chance of `OVERFLOW` at most.
+
+    Args:
+      size: number of examples. Private, and so is the room.
+      rate: chance of each.
+      deletions: how many places to add, for examples of which one run draws none.
+      microbatch_size: what the room must be a multiple of, if not None; it may then exceed `size`.
+
+    >>> poisson_capacity(60_000, 0.01), poisson_capacity(60_000, 0.01, microbatch_size=64)
+    (900, 960)
+    """
+    room = max(1, min(size, binomial.quantile(size, rate, OVERFLOW) + deletions))
+    unit = microbatch_size or 1
+    return -(-room // unit) * unit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoissonSampling:
+    """Steps that take each example with the same chance, independently.
+
+    Attributes:
+      rate: the chance, in (0, 1].
+      deletions: of how many examples one run may draw none.
+      batch_size: what sums of clipped gradients are divided by.
+      sensitivity: how far one example moves a step at most, in parameter units.
+    """
+
+    rate: float
+    deletions: int
+    batch_size: int
+    sensitivity: float
+
+    def sample(
+        self, data: Any, key: jax.Array, microbatch_size: int | None = None
+    ) -> tuple[Any, float]:
+        """One step's sample.
+
+        Returns:
+          ((examples, taken), factor): as many examples as there is room for, a bool for each, and
+          what their mean gradient (zero where not taken) must be multiplied by for the update. A
+          sample that does not fit is cut. Places left empty repeat the first example.
+        """
+        size = data_size(data)
+        room = poisson_capacity(size, self.rate, self.deletions, microbatch_size)
+        # Uniform float32 numbers are multiples of 2^-23: a rate that is one has exactly its chance,
+        # and a lower rate is as private.
+        rounded = math.floor(self.rate * 2**23) / 2**23
+        chosen = jax.random.uniform(key, (size,), jnp.float32) < rounded
+        places = jnp.nonzero(chosen, size=room, fill_value=0)[0]
+        taken = jnp.arange(room) < jnp.sum(chosen)
+        return (jax.tree.map(lambda x: x[places], data), taken), room / self.batch_size

@@ -1,0 +1,1 @@
+"""The best attack known: a lower bound on epsilon."""

@@ -1,0 +1,1 @@
+"""Reflection coupling: its recursion, tables and kernel."""

@@ -1,0 +1,399 @@
+"""Tables of the reflection-coupling recursion, step by step from the end; `coupling` says why."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from certunlearn.accounting import _gaussian
+from certunlearn.accounting._reflection import kernel, node_rows
+from certunlearn.accounting._reflection.kernel import Rows, Target
+
+# Mirrors that are tried: theta.
+THETAS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65])
+
+# Beyond this distance everything is charged at 1.
+_FARTHEST = 300.0
+# Lengths of tables, so that steps repeat: powers of this.
+_STRETCH = 1.4
+# What is charged in the dark, as a share of delta: beyond the tables, and beyond the windows.
+_FLOOR, _TAIL = 5e-3, 5e-4
+# A mirror is chosen for every so many rows and levels; between them the choice is interpolated.
+_ROWS_APART, _LEVELS_APART = 4, 8
+# And is kept for so many steps, as a share of those before.
+_GROWTH = 0.3
+# What another of the same steps takes, as a share of the first.
+_REPEATED = 0.1
+# Of one step's matrix, per level, where work is to be affordable: 3 kB each.
+_MOST_ENTRIES = 140_000
+
+
+class Blocks(NamedTuple):
+    """A run as the recursion sees it: one number per block of steps, in parameter units.
+
+    Attributes:
+      distance: of the two starts.
+      contraction: float64 `[blocks]`.
+      shift: float64 `[blocks]`.
+      noise: float64 `[blocks]`, standard deviations, positive.
+      merged: bool `[blocks]`: whether the noise is that of several steps.
+    """
+
+    distance: float
+    contraction: np.ndarray
+    shift: np.ndarray
+    noise: np.ndarray
+    merged: np.ndarray
+
+
+class Resolution(NamedTuple):
+    """How fine the tables are.
+
+    Attributes:
+      gap: between nodes, in units of the noise.
+      columns: levels of L for each node, a multiple of 8: functions compiled for tables then serve
+        to choose mirrors and to read results, too.
+    """
+
+    gap: float
+    columns: int
+
+
+class Table(NamedTuple):
+    """Upper bounds on a_k(x) - e^L a_k(y) after a block's noise.
+
+    Attributes:
+      nodes: float64 `[nodes]`: distances, in units of that noise; the first is 0.
+      top: float64 `[nodes]`: the highest L.
+      values: float64 `[nodes, levels + 1]`, at L = top * i / levels.
+    """
+
+    nodes: np.ndarray
+    top: np.ndarray
+    values: np.ndarray
+
+    @property
+    def levels(self) -> np.ndarray:
+        """float64 `[nodes, levels + 1]`."""
+        return self.top[:, None] * np.linspace(0, 1, self.values.shape[1])
+
+
+class Solved(NamedTuple):
+    """All that a profile needs.
+
+    Attributes:
+      blocks: the run.
+      delta: that the tables were made for.
+      table: after the first block's noise; none if there is one block only.
+      policies: the mirrors that were chosen, in the order in which they were.
+      size: nodes of the padded tables.
+      window: see `kernel.Rows`.
+    """
+
+    blocks: Blocks
+    delta: float
+    optimistic: bool
+    table: Table | None
+    policies: list[np.ndarray]
+    size: int
+    window: int
+
+
+def solve(
+    blocks: Blocks,
+    delta: float,
+    resolution: Resolution,
+    policies: list[np.ndarray] | None = None,
+    optimistic: bool = False,
+    advance: Callable[[int], object] = lambda blocks: None,
+) -> Solved:
+    """Tables from the last block to the first.
+
+    Args:
+      blocks: the run.
+      delta: what the tables are made for; any value is safe.
+      resolution: how fine; any is safe.
+      policies: of an earlier solution with the same resolution: the mirrors are not chosen again.
+      optimistic: every rounding to the other side.
+      advance: is told how many blocks have been done, as they are.
+    """
+    count = len(blocks.noise)
+    if count == 1:
+        return Solved(blocks, delta, optimistic, None, [], 0, 0)
+    tail = _tail(delta, count)
+    grids = _grids(blocks, resolution.gap, tail)
+    # Few different shapes, as each is compiled.
+    size = 2 ** math.ceil(math.log2(max(len(grid) for grid in grids)))
+    window = min(size, -(-max(_reach(grid, tail) for grid in grids) // 32) * 32)
+    reach = 2 * tail
+
+    # Before the last block's noise the bound is exact.
+    nodes = grids[-1]
+    separations = _separations(blocks, count - 1, nodes)
+    highest = float(-special.ndtri(delta * _FLOOR))
+    sized = np.minimum(separations, _FARTHEST)
+    top = np.maximum(sized * highest + sized**2 / 2, 1e-6)
+    table = Table(nodes, top, np.empty((len(nodes), resolution.columns)))
+    table = _met(table._replace(values=_gaussian.delta(table.levels, separations[:, None])))
+
+    chosen: list[np.ndarray] = []
+    t, since = count - 2, 0
+    made: dict[tuple[int, bool, bytes], Rows] = {}
+    while t > 0:
+        # The table stands after the noise of block t; a step leads to after that of t - 1.
+        nodes = grids[t - 1]
+        separations = _separations(blocks, t, nodes)
+        top = _needed(table, separations, delta * _FLOOR)
+        same = _repeats(blocks, grids, t)
+        again = max(1, min(same, math.ceil(_GROWTH * since)))
+        if again > 1:
+            top = np.maximum(top, _needed(table, nodes, delta * _FLOOR))
+            table = _at_levels(table, top)
+        key = (id(table.nodes), bool(blocks.merged[t]), separations.tobytes())
+        if key not in made:
+            made = {
+                key: node_rows.make_rows(
+                    separations, table.nodes, size, window, tail, key[1], optimistic
+                )
+            }
+        rows = made[key]
+        levels = top[:, None] * np.linspace(0, 1, resolution.columns)
+        target = _target(table, size)
+        values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
+        if policies is None:
+            thetas = _choose(rows, levels, target, window, reach, values, bool(blocks.merged[t]))
+        else:
+            thetas = policies[len(chosen)]
+        chosen.append(thetas)
+        rows = rows._replace(levels=levels, thetas=thetas)
+        step = kernel.operator(rows, target, window, reach, bool(blocks.merged[t]), optimistic)
+        for repeat in range(again):
+            if repeat:
+                values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
+            found = step(values).reshape(levels.shape)
+            found[separations > target.nodes[target.size - 1]] = 1
+            table = _met(Table(nodes, top, np.minimum(found, 1)))
+        t, since = t - again, since + again
+        advance(again)
+        del step  # before the next is made: they are the largest there is
+    return Solved(blocks, delta, optimistic, table, chosen, size, window)
+
+
+def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
+    """Bounds on delta at each epsilon, float64 `[epsilons]`."""
+    blocks, table = solved.blocks, solved.table
+    separation = float(blocks.contraction[0] * blocks.distance + blocks.shift[0])
+    separation /= float(blocks.noise[0])
+    exact = _gaussian.delta(epsilons, separation)
+    if table is None or separation == 0 or separation > table.nodes[-1]:
+        return np.asarray(exact)
+    tail, merged = _tail(solved.delta, len(blocks.noise)), bool(blocks.merged[0])
+    row = node_rows.make_rows(
+        np.array([separation]),
+        table.nodes,
+        solved.size,
+        solved.window,
+        tail,
+        merged,
+        solved.optimistic,
+    )
+    # As many at a time as tables have columns.
+    most = table.values.shape[1] // len(THETAS)
+    pieces = -(-len(epsilons) // most)
+    levels = np.resize(epsilons, (pieces, most, 1))
+    shape = (pieces, most, len(THETAS))
+    step = kernel.operator(
+        node_rows.take_rows(row, np.zeros(pieces, int))._replace(
+            levels=np.broadcast_to(levels, shape).reshape(pieces, -1),
+            thetas=np.broadcast_to(THETAS, shape).reshape(pieces, -1),
+        ),
+        _target(table, solved.size),
+        solved.window,
+        2 * tail,
+        merged,
+        solved.optimistic,
+    )
+    found = step(
+        _missed(table, solved.size, solved.window, tail, merged, solved.optimistic)
+    ).reshape(shape)
+    return np.minimum(found.min(axis=-1).reshape(-1)[: len(epsilons)], exact)
+
+
+def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
+    """About how long `solve` takes, in states times nodes that each leads to, all per level.
+
+    Infinity for tables that take hundreds of megabytes.
+    """
+    count = len(blocks.noise)
+    if count == 1:
+        return 0.0
+    tail = _tail(delta, count)
+    grids = _grids(blocks, resolution.gap, tail)
+    window = max(_reach(grid, tail) for grid in grids)
+    if max(map(len, grids)) * window > _MOST_ENTRIES:
+        return math.inf
+    done, t, since = 0.0, count - 2, 0
+    while t > 0:
+        again = max(1, min(_repeats(blocks, grids, t), math.ceil(_GROWTH * since)))
+        done += len(grids[t - 1]) * window * (1 + _REPEATED * again)
+        t, since = t - again, since + again
+    return done
+
+
+def _choose(
+    rows: Rows,
+    levels: np.ndarray,
+    target: Target,
+    window: int,
+    reach: float,
+    values: np.ndarray,
+    merged: bool,
+) -> np.ndarray:
+    """float64 `[rows, columns]`: the best mirrors, of every few states, interpolated."""
+    count, columns = levels.shape
+    some = np.unique(np.append(np.arange(0, count, _ROWS_APART), count - 1))
+    at = np.arange(0, columns, _LEVELS_APART)
+    shape = (len(some), len(at), len(THETAS))
+    tried = node_rows.take_rows(rows, some)._replace(
+        levels=np.broadcast_to(levels[some][:, at, None], shape).reshape(len(some), -1),
+        thetas=np.broadcast_to(THETAS, shape).reshape(len(some), -1),
+    )
+    found = kernel.operator(tried, target, window, reach, merged, False)(values)
+    best = THETAS[found.reshape(shape).argmin(axis=-1)]
+    by_row = np.stack([np.interp(np.arange(count), some, part) for part in best.T], axis=1)
+    place = np.arange(columns) / _LEVELS_APART
+    left = np.minimum(place.astype(int), len(at) - 2)
+    share = np.minimum(place - left, 1)
+    return np.asarray(by_row[:, left] * (1 - share) + by_row[:, left + 1] * share)
+
+
+def _grids(blocks: Blocks, gap: float, tail: float) -> list[np.ndarray]:
+    """Nodes after each block's noise but the last's, as far out as it and those before reach."""
+    grids: list[np.ndarray] = []
+    reach, variance = blocks.distance, 0.0
+    made: dict[int, np.ndarray] = {}
+    for c, s, sigma in zip(*(part[:-1].tolist() for part in blocks[1:4]), strict=True):
+        reach, variance = c * reach + s, c * c * variance + sigma * sigma
+        end = min((reach + 2 * tail * math.sqrt(variance)) / sigma, _FARTHEST)
+        power = math.ceil(math.log(end) / math.log(_STRETCH))
+        if power not in made:
+            made[power] = node_rows.make_nodes(_STRETCH**power, gap)
+        grids.append(made[power])
+    return grids
+
+
+def _separations(blocks: Blocks, t: int, nodes: np.ndarray) -> np.ndarray:
+    """In units of block t's noise, from distances in units of that of the block before."""
+    absolute = nodes * blocks.noise[t - 1]
+    return np.asarray((blocks.contraction[t] * absolute + blocks.shift[t]) / blocks.noise[t])
+
+
+def _repeats(blocks: Blocks, grids: list[np.ndarray], t: int) -> int:
+    """How many steps from block t on, towards the start, are the same in every respect."""
+    if grids[t - 1] is not grids[t]:
+        return 1
+    count = 1
+    while (
+        t - count > 0
+        and grids[t - count - 1] is grids[t]
+        and all(part[t - count] == part[t] for part in blocks[1:])
+        and blocks.noise[t - count - 1] == blocks.noise[t]
+    ):
+        count += 1
+    return count if blocks.noise[t - 1] == blocks.noise[t] else 1
+
+
+def _missed(
+    table: Table, size: int, window: int, tail: float, merged: bool, optimistic: bool
+) -> np.ndarray:
+    """Values with what it costs that a node may be missed, float64 `[2, size, columns]`.
+
+    First where nodes are hit almost surely, then where they need not be; see `coupling`.
+    """
+    values = _padded(table.values, size)
+    if optimistic:
+        return np.stack([values, values])
+    # At the node's own levels, but as far apart as the next node.
+    levels, spacing = table.levels[:-1], table.top[1:, None] / (table.values.shape[1] - 1)
+    beyond = np.append(_chord(table.values[1:], levels, spacing), table.values[-1:], axis=0)
+    # The widest cell of a row's window against that which its lookout is made for.
+    gaps = np.diff(table.nodes)
+    near = np.maximum(
+        node_rows.last_near(table.nodes, table.nodes) - 1, 0
+    )  # separations are between nodes
+    far = np.maximum(np.searchsorted(table.nodes, table.nodes + 2 * tail) + 2, window)
+    widest = float((gaps[np.minimum(far, len(gaps) - 1)] / gaps[near]).max())
+    if widest**2 > 12 * node_rows.LOOKOUT:
+        raise AssertionError(f"cells in one window differ by {widest}, more than the proof allows")
+    parts = []
+    for wider in (1.0, widest):
+        exponent = 2 * math.pi**2 * node_rows.LOOKOUT / wider**2
+        chance = 4 * math.exp(-exponent) / -math.expm1(-8 * exponent)
+        cost = beyond if merged else table.values + beyond
+        parts.append(_padded(table.values + chance * cost, size))
+    return np.stack(parts)
+
+
+def _chord(values: np.ndarray, levels: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Values at other levels of the same nodes, by chords in e^L."""
+    last = values.shape[1] - 1
+    i = np.minimum((levels / spacing).astype(int), last - 1)
+    over = np.clip(levels - i * spacing, 0, spacing)
+    share = np.clip(np.expm1(over) / np.expm1(spacing) - 1e-12, 0, 1)
+    low, high = (np.take_along_axis(values, j, axis=1) for j in (i, i + 1))
+    return np.asarray(low + (high - low) * share)
+
+
+def _at_levels(table: Table, top: np.ndarray) -> Table:
+    spacing = table.top[:, None] / (table.values.shape[1] - 1)
+    other = table._replace(top=top)
+    return other._replace(values=_chord(table.values, other.levels, spacing))
+
+
+def _needed(table: Table, separations: np.ndarray, floor: float) -> np.ndarray:
+    """How high L must go at each separation: to where values fall below `floor`."""
+    rows = np.arange(len(table.top))
+    low = table.values <= floor
+    first = np.where(low.any(axis=1), low.argmax(axis=1), table.values.shape[1] - 1)
+    before = np.maximum(first - 1, 0)
+    levels = table.levels
+    above = np.log(np.maximum(table.values[rows, before], 1e-300))
+    below = np.log(np.maximum(table.values[rows, first], 1e-300))
+    fall = np.maximum(above - below, 1e-12)
+    share = np.where(low.any(axis=1), np.clip((above - math.log(floor)) / fall, 0, 1), 1.0)
+    top = levels[rows, before] + share * (levels[rows, first] - levels[rows, before])
+    # It grows like the square of the distance at most. What seems to grow faster is the end of the
+    # tables, which is charged at any L.
+    squares = np.maximum(table.nodes, 1e-9) ** 2
+    top[1:] = np.minimum.accumulate(top[1:] / squares[1:]) * squares[1:]
+    top[0] = top[1]
+    top = np.maximum.accumulate(np.maximum(top, 1e-6))
+    return np.asarray(np.interp(separations, table.nodes, top))
+
+
+def _met(table: Table) -> Table:
+    """The same with value 0 at distance 0."""
+    table.values[0] = 0
+    return table
+
+
+def _target(table: Table, size: int) -> Target:
+    nodes = np.append(table.nodes, table.nodes[-1] + np.arange(1, size - len(table.nodes) + 1))
+    columns = table.values.shape[1]
+    return Target(nodes, _padded(table.top / (columns - 1), size), len(table.nodes), columns)
+
+
+def _tail(delta: float, count: int) -> float:
+    return float(-special.ndtri(delta * _TAIL / count))
+
+
+def _reach(nodes: np.ndarray, tail: float) -> int:
+    """The most nodes that the noise can lead to from one separation."""
+    either = np.searchsorted(nodes, nodes + 2 * tail) - np.searchsorted(nodes, nodes - 2 * tail)
+    return int(either.max()) + 4
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")

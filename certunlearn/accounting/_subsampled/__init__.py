@@ -1,0 +1,1 @@
+"""Poisson-sampled Gaussian steps: tables, Renyi divergences."""

@@ -1,0 +1,205 @@
+"""The check of a certificate: deriving its claim again from what it records."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from certunlearn import accounting, mechanisms
+from certunlearn._numerics import checks, files
+from certunlearn.certificates import covered_leaves, issuing, record_format
+from certunlearn.certificates.issuing import Certificate
+from certunlearn.mechanisms import rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The outcome of `verify`; true in a boolean context only if nothing is wrong.
+
+    Attributes:
+      ok: whether the claim holds as recorded.
+      problems: what is wrong, a sentence each; empty if `ok`.
+      summary: what the certificate says, for people, if `ok`; else why it does not hold.
+    """
+
+    ok: bool
+    problems: tuple[str, ...]
+    summary: str
+
+    def __bool__(self) -> bool:
+        """Whether the claim holds as recorded."""
+        return self.ok
+
+
+def verify(certificate: Certificate, params: Any = None) -> Verification:
+    """Derives a certificate's claim again from what it records.
+
+    Checks go from cheap to costly and end at the first that fails: the form, the digest, the
+    parameters, the sizes and assumptions, then epsilon. A claim takes some ten seconds at most,
+    whatever the record holds.
+
+    Args:
+      certificate: as issued or loaded.
+      params: the released parameters, to be held against the recorded digest; a pytree, or the
+        flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
+
+    Returns:
+      A `Verification`: test it like a boolean; `problems` says what is wrong. Its texts are lines
+      of printable ASCII, whatever the record or the parameters hold.
+
+    Raises:
+      TypeError: if `certificate` is not a `Certificate`.
+      ModuleNotFoundError: if the claim is by dp-accounting and that package is missing.
+
+    Guarantee:
+      A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
+      delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
+      the certificate was issued for. It cannot tell whether the issuer told the truth; who that is
+      a signature tells (`certificates.signing`).
+    """
+    if not isinstance(certificate, Certificate):
+        raise TypeError(f"certificate must be a Certificate, got {type(certificate).__name__}")
+    record = {
+        field.name: getattr(certificate, field.name) for field in dataclasses.fields(certificate)
+    }
+    problems = record_format.problems(record) or _digest_problems(record)
+    if not problems and params is not None:
+        problems = _params_problems(certificate, params)
+    problems = problems or _claim_problems(certificate)
+    shown = tuple(record_format.printable(text, 1_000) for text in problems)
+    # Of one that fails nothing is shown that it says of itself.
+    summary = f"not verified: {shown[0]}" if shown else _summary(certificate)
+    return Verification(ok=not shown, problems=shown, summary=summary)
+
+
+def _digest_problems(record: dict[str, Any]) -> list[str]:
+    if record["record_digest"] != issuing.record_digest(record):
+        return [
+            "record_digest does not match: a field was altered after the certificate was issued"
+        ]
+    if record["schema"] != record_format.SCHEMA:
+        return [
+            f"schema is {record['schema']!r}, whose assumptions leave out what they must name: "
+            "have the certificate issued anew"
+        ]
+    return []
+
+
+def _claim_problems(certificate: Certificate) -> list[str]:
+    """What is wrong with the claim: the first problem found."""
+    try:
+        planned = mechanisms.from_record(certificate.mechanism)
+        run = planned.first(certificate.steps_run)
+        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
+        run_scale = issuing.first_steps(scale, certificate.steps_run)
+        if certificate.assumptions != list(planned.rests_on()):
+            return ["the assumptions are not those of the mechanism"]
+        problems = planned.size_problems(certificate.retain_size, certificate.forget_size)
+        if problems:
+            return problems
+        issuing.refuse_costly(run, run_scale, certificate.accountant)
+        return _number_problems(certificate, run, run_scale)
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        return [f"the claim cannot be derived: {error}"]
+
+
+def _number_problems(certificate: Certificate, run: Any, run_scale: checks.PerStep) -> list[str]:
+    """Whether the recorded numbers are what the recorded run gives, the cheap ones first."""
+    coupled = certificate.accountant == "coupling"
+    tolerance = issuing.COUPLING_TOLERANCE if coupled else issuing.TOLERANCE
+    claim: dict[str, Any] = {"noise_scale": run_scale, "accountant": certificate.accountant}
+    derive = {
+        "mu": lambda: accounting.mu(run, noise_scale=run_scale),
+        "epsilon": lambda: accounting.epsilon(run, delta=certificate.delta, **claim),
+        "total_variation": lambda: accounting.total_variation(
+            run, **claim, delta=certificate.delta
+        ),
+    }
+    for name, derived in derive.items():
+        recorded, value = getattr(certificate, name), derived()
+        if (recorded is None) != (value is None) or not math.isclose(
+            recorded or 0.0, value or 0.0, rel_tol=tolerance, abs_tol=1e-15
+        ):
+            return [f"{name} is recorded as {recorded!r}, but recomputing gives {value!r}"]
+    return _lower_bound_problems(certificate, run, run_scale)
+
+
+def _lower_bound_problems(
+    certificate: Certificate, run: Any, run_scale: checks.PerStep
+) -> list[str]:
+    """Whether the recorded lower bound is more than is known: a smaller one is as true."""
+    recorded = certificate.epsilon_lower_bound
+    if recorded is None:
+        return []
+    if recorded > certificate.epsilon * (1 + issuing.TOLERANCE):
+        return [f"epsilon_lower_bound is recorded as {recorded!r}, above epsilon itself"]
+    if not run.attackable:
+        return [f"epsilon_lower_bound is recorded as {recorded!r}, but no such attack is known"]
+    reached = accounting.affordable_lower_bound(run, noise_scale=run_scale, delta=certificate.delta)
+    if reached is None:
+        return [
+            f"epsilon_lower_bound is recorded as {recorded!r}, but is not worked out for more than "
+            f"{accounting.MOST_ATTACKED} steps, a mu above {accounting.COUPLED_MU:g}, or noise of "
+            "very different scales"
+        ]
+    if recorded > reached * (1 + issuing.ATTACK_TOLERANCE):
+        return [
+            f"epsilon_lower_bound is recorded as {recorded!r}, but the attack reaches {reached!r}"
+        ]
+    return []
+
+
+def _params_problems(certificate: Certificate, params: Any) -> list[str]:
+    """Whether the parameters are those that the certificate was issued for, and carry its noise."""
+    frozen = certificate.coverage["frozen"]
+    try:
+        digest = files.params_digest(params)
+        if digest != certificate.params_digest:
+            return [
+                f"params are not the released ones: their SHA-256 is {digest}, the certificate is "
+                f"for {certificate.params_digest}"
+            ]
+        covered = covered_leaves.record(params, frozen)
+        if covered != certificate.coverage:
+            return [f"coverage is recorded as {certificate.coverage}, but params give {covered}"]
+        mechanism = mechanisms.from_record(certificate.mechanism)
+        rounding.check(mechanism, certificate.noise_scale, covered_leaves.leaves(params, frozen))
+    except Exception as error:  # of whatever the parameters are made of
+        return [f"params are not what a certificate can be for: {error}"]
+    return []
+
+
+def interval(certificate: Certificate) -> str:
+    """Where the true epsilon lies, for people."""
+    if certificate.epsilon_lower_bound is None:
+        return f"at most {certificate.epsilon:.4g} (certified); no lower bound is recorded"
+    return (
+        f"between {certificate.epsilon_lower_bound:.4g} (an attack reaches it) and "
+        f"{certificate.epsilon:.4g} (certified)"
+    )
+
+
+def _summary(certificate: Certificate) -> str:
+    record, covered = certificate.mechanism, certificate.coverage
+    noise = np.asarray(certificate.noise_scale)
+    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
+    lines = [
+        f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
+        f"{certificate.reference!r}, by the {certificate.accountant} accountant",
+        f"mechanism           {record.get('name')}, {certificate.steps_run} of "
+        f"{record.get('steps', 1)} steps, then {certificate.finetune_steps} without noise",
+        f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"true epsilon        {interval(certificate)}",
+        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"covers              {covered['parameters']} parameters in {covered['leaves']} leaves "
+        f"({', '.join(map(str, covered['dtypes']))}); frozen: {covered['frozen_parameters']}",
+        f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
+        f"steps known by      {certificate.evidence}",
+        f"noise key           {certificate.key_source}",
+        f"created             {certificate.created}",
+        f"parameters SHA-256  {certificate.params_digest}",
+        "It holds provided that:",
+        *(f"  - {sentence}" for sentence in certificate.assumptions),
+    ]
+    return "\n".join(lines)

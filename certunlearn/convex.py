@@ -1,0 +1,41 @@
+"""Convex losses with known constants, how far deletions move their minimiser, and training.
+
+One step of gradient descent brings two runs closer, and training with or without a few examples
+ends at nearly the same place. Both facts need constants that are *proved*, not estimated: each loss
+states its own, for features of bounded norm, which `clip_features` makes true. Everything here
+raises TypeError or ValueError if an argument is of the wrong type or out of range.
+"""
+
+from certunlearn._numerics.curvature import contraction
+from certunlearn.models.linear import (
+    ConvexLoss,
+    clip_features,
+    logistic_regression,
+    ridge_regression,
+)
+from certunlearn.models.tangent import Linearized, linearized
+from certunlearn.solvers.descent import DataDependentSteps, Trained, gradient_descent, gradient_norm
+from certunlearn.solvers.distances import (
+    gradient_difference,
+    next_request,
+    stability_distance,
+    training_distance,
+)
+
+__all__ = [
+    "ConvexLoss",
+    "DataDependentSteps",
+    "Linearized",
+    "Trained",
+    "clip_features",
+    "contraction",
+    "gradient_descent",
+    "gradient_difference",
+    "gradient_norm",
+    "linearized",
+    "logistic_regression",
+    "next_request",
+    "ridge_regression",
+    "stability_distance",
+    "training_distance",
+]

@@ -1,0 +1,211 @@
+"""Whether noise survives the rounding of floating-point numbers, and what rounding costs.
+
+Let h be the spacing of a leaf's dtype at its largest parameter (no less than the smallest normal
+number, below which processors may flush to zero), u half the dtype's epsilon, and d the number of
+parameters that the certificate covers.
+
+**After the last noise, rounding is free.** A step computes fl(x + v), v = fl(update + noise). Were
+v exact, fl(x + v) would be a function, the same in both runs, of the exactly noised point x +
+update + noise: post-processing, whatever the spacing. What is left is the rounding of v itself. It
+must not swallow the noise: if the update's spacing were far above the noise, v would be the update
+alone. With noise of at least `NOISE_SPACINGS` = 4 spacings h, and updates no larger than the
+largest parameter, v is off by at most h / 2, an eighth of the standard deviation; as rounding of
+a number spread over many spacings this has variance h^2 / 12, at most 0.53% of the noise's. So
+`check` refuses less noise, and noise whose largest draws (9.2 standard deviations, see
+`noise.normal_from_words`) overflow the dtype. In the optimizer, at every step, less noise than that
+gives NaN, for the parameters and for the update before its noise; so does an update that is not
+finite.
+
+**Between two noises, rounding is not free in general**, and not accounted for (the certificate's
+assumptions say so). Runs that were r apart after a noise are up to r + h sqrt(d) apart once both
+are rounded, if the noise is the same in both. With the mechanism's shift s that raises mu by a
+share of at most h sqrt(d) / s: in float32, for parameters near 1, a learning rate times clip norm
+of 0.01 and d = 10^5, by 0.2%. Where updates are affine it raises nothing: noise of 4 spacings makes
+the rounding error's mean vanish, but for a part below exp(-2 pi^2 16) = 1e-137 (Poisson summation).
+
+**Before the only noise, rounding counts**: `DescentToDelete` and `RewindToDelete` rely on what
+their noiseless steps leave of a distance, and rounded steps leave more. A step computes x' = fl(x +
+v), v = fl(rate g), rate itself rounded. While |x_i|, |x'_i| and |v_i| stay below the next power of
+two above the largest parameter, the sum and the product are each off by at most h / 2, so both
+together by at most h sqrt(d) in L2 norm, and in two runs by 2 h sqrt(d). The rounded rate is the
+same in both: it is off by u relative, so the factor c of the exact step becomes at most c + u
+max(2, c), as rate * smoothness is at most 2 where steps contract and at most c where they do not.
+In the last step the noise joins v before the sum, so only the product counts. Hence the distance of
+the two runs before the noise is at most D_T, where
+
+    D_0 = (initial distance) (1 + 4 u)^(past steps) + 2 h sqrt(d) (past error),
+    D_{t+1} = (c_t + u max(2, c_t)) D_t + 2 h sqrt(d)   for noiseless steps,
+    D_{t+1} = (c_t + u max(2, c_t)) D_t + h sqrt(d)     for the last, noisy one.
+
+The steps that led to the start (training up to a checkpoint, earlier requests) were rounded too:
+`past_error` is the sum of their later factors' products, and 4 u covers their rounded rates where
+factors are at least 1/2. What earlier requests left of their own distance is carried on with its
+reserve (`DescentToDelete.next`). With leaves of several dtypes h sqrt(d) is the root of the sum of
+d_i h_i^2, and u the largest.
+
+The accountants count 1 + `rounding_share` times the exact distance (see the mechanisms'
+`contraction`), so their numbers hold for rounded runs if D_T is no more than that, which `check`
+requires. The share is a field of the mechanism: more of it is paid for with as much more noise.
+
+Rounding inside the gradient depends on the loss and is not bounded here: the certificate names it
+among its assumptions. Training before `DescentToDelete` needs no more: its distance is that of the
+parameters as they are, if a gradient norm at these very parameters bounds it
+(`convex.gradient_norm`).
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import ArrayTree
+
+from certunlearn._numerics import checks
+from certunlearn._numerics.normal_draws import NOISE_SPACINGS
+from certunlearn.mechanisms import base
+
+# Standard deviations, more than the largest draw.
+_LARGEST_DRAW = 10.0
+
+
+class NoiselessRun(NamedTuple):
+    """Steps before a single last noise, as the module's theorem speaks of them.
+
+    Attributes:
+      initial_distance: of the two starts, in parameter units.
+      factors: float64 `[steps]`, how far each step moves two points at distance 1.
+      past_steps: how many steps without noise led to the start.
+      past_error: how far these lead two runs apart that differ by 1 more at each of them: the sum
+        of the later factors' products.
+      final_distance: what the steps leave of the distance in exact arithmetic.
+      rounding_share: which share of that is kept in reserve for rounding.
+    """
+
+    initial_distance: float
+    factors: np.ndarray
+    past_steps: int
+    past_error: float
+    final_distance: float
+    rounding_share: float
+
+
+def check(
+    mechanism: base.Mechanism, noise_scale: checks.ScalarOrSchedule, leaves: Iterable[Any]
+) -> None:
+    """Refuses noise that parameters of these sizes and dtypes cannot carry.
+
+    Args:
+      mechanism: what the steps do.
+      noise_scale: standard deviation of the noise in parameter units, one number or one a step.
+      leaves: the arrays that the certificate covers, at the start of the run or after its last
+        noisy step.
+
+    Raises:
+      ValueError: if the noise of a step is below `NOISE_SPACINGS` spacings at the largest parameter
+        or overflows; if parameters are not finite; or if the rounding of noiseless steps needs more
+        than the share of the distance that is kept in reserve for it.
+
+    Guarantee:
+      See the module's theorem; `leaves` must hold the largest parameters of the run.
+
+    >>> from certunlearn.mechanisms import OutputPerturbation
+    >>> check(OutputPerturbation(init_radius=1.0), 1e-3, [np.ones(3, np.float32)])
+    """
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    arrays = [array for array in arrays if array.size]
+    for array in arrays:
+        if array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"params must be float32 or float64, got {array.dtype}")
+        if not np.all(np.isfinite(array)):
+            raise ValueError("params must be finite, got a NaN or an infinity")
+    scales = _noises(mechanism, noise_scale)
+    for array in arrays:
+        _check_noise(scales, array.dtype, np.max(np.abs(array)))
+    problem = mechanism.rounding_problem(arrays) if arrays else None
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def check_start(
+    mechanism: base.Mechanism, noise_scale: checks.ScalarOrSchedule, params: ArrayTree
+) -> None:
+    """Refuses noise that concrete parameters cannot carry; traced and abstract ones pass.
+
+    Raises:
+      ValueError: as `check` does for noise; steps and dtypes are not looked at.
+    """
+    unknown = (jax.core.Tracer, jax.ShapeDtypeStruct)
+    leaves = [leaf for leaf in jax.tree.leaves(params) if not isinstance(leaf, unknown)]
+    with jax.ensure_compile_time_eval():  # constants, in a function that is traced
+        sizes = [(jnp.result_type(x), float(jnp.max(jnp.abs(x), initial=0))) for x in leaves]
+    for dtype, largest in sizes:
+        _check_noise(_noises(mechanism, noise_scale), np.dtype(dtype), largest)
+
+
+def spacing(array: np.ndarray) -> float:
+    """Distance of neighbouring numbers of the array's dtype at its largest magnitude."""
+    return _spacing(array.dtype, np.max(np.abs(array)))
+
+
+def _spacing(dtype: np.dtype, largest: Any) -> float:
+    return float(max(np.spacing(dtype.type(largest)), np.finfo(dtype).tiny))
+
+
+def distance_before_noise(run: NoiselessRun, leaves: Iterable[Any]) -> float:
+    """Largest distance of two rounded runs before the only noise, D_T of the module's theorem."""
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    roundoff = max(float(np.finfo(array.dtype).eps) / 2 for array in arrays)
+    step_error = float(np.sqrt(sum(array.size * spacing(array) ** 2 for array in arrays)))
+    distance = run.initial_distance * (1 + 4 * roundoff) ** run.past_steps
+    distance += 2 * step_error * run.past_error
+    for step, factor in enumerate(run.factors.tolist()):
+        distance = (factor + roundoff * max(2.0, factor)) * distance
+        distance += step_error * (1 if step == len(run.factors) - 1 else 2)
+    return distance
+
+
+def steps_problem(run: NoiselessRun, arrays: list[np.ndarray]) -> str | None:
+    """Why the rounding of these parameters needs more than the run's reserve, or None."""
+    exact, rounded = run.final_distance, distance_before_noise(run, arrays)
+    if rounded <= exact * (1 + run.rounding_share):
+        return None
+    share = (rounded / exact - 1) * 1.1 if exact > 0 else math.inf
+    more = f"declare rounding_share={share:.2g}, " if share <= 1 else ""
+    return (
+        f"steps={len(run.factors)} leave a distance of {exact:.3g} in exact arithmetic, but "
+        f"rounding {arrays[0].dtype} parameters of spacing {max(map(spacing, arrays)):.3g} "
+        f"leaves up to {rounded:.3g}, more than rounding_share={run.rounding_share:g} "
+        f"allows: run fewer steps, {more}or use float64 parameters (jax.enable_x64)"
+    )
+
+
+def _noises(mechanism: base.Mechanism, noise_scale: checks.ScalarOrSchedule) -> np.ndarray:
+    """Standard deviations of all noises of a run."""
+    scale = np.broadcast_to(
+        checks.per_step("noise_scale", noise_scale, mechanism.steps), (mechanism.steps,)
+    )
+    used = scale[base.noise_of_steps(mechanism)]
+    stated = mechanism.separations()
+    if stated is None or stated.init_noise_scale == 0:
+        return used
+    return np.append(used, stated.init_noise_scale)
+
+
+def _check_noise(scales: np.ndarray, dtype: np.dtype, largest: Any) -> None:
+    least, most, largest = float(scales.min()), float(scales.max()), float(largest)
+    needed = NOISE_SPACINGS * _spacing(dtype, largest)
+    if least < needed:
+        raise ValueError(
+            f"noise_scale must be at least {needed:.3g} for {dtype} parameters of magnitude "
+            f"up to {largest:.3g}, {NOISE_SPACINGS:g} times their spacing, got {least:.3g}, which "
+            "rounding would swallow: ask for a smaller epsilon, run fewer steps if they have no "
+            "noise, or use float64 parameters (jax.enable_x64)"
+        )
+    limit = float(np.finfo(dtype).max)
+    if not _LARGEST_DRAW * most + largest < limit:
+        raise ValueError(
+            f"noise_scale must be below {limit / _LARGEST_DRAW:.3g} for {dtype} parameters, "
+            f"so that no draw overflows, got {most:.3g}"
+        )

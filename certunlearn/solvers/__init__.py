@@ -1,0 +1,1 @@
+"""Training to a tolerance, and how far deletions move where it ends."""

@@ -1,0 +1,220 @@
+"""The compiled steps: noisy ones in calls of one or many, and the noiseless ones after them."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from certunlearn import transforms
+from certunlearn._numerics import batches, keys
+from certunlearn.mechanisms import Mechanism
+from certunlearn.transforms import gradients
+
+# The parameters that are trained, and the optimizer's state.
+Carry = tuple[Any, optax.OptState]
+
+# Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
+# inside a rolled loop about 30 times slower than outside, so there one call is one step.
+_STEPS_PER_CALL = 32
+
+
+def rolled() -> bool:
+    """Whether many steps go into one compiled call."""
+    return jax.default_backend() != "cpu"
+
+
+class StepStats(NamedTuple):
+    """Private numbers of the steps of one call; arrays `[steps in the call]`.
+
+    `largest` has one for each leaf, its largest magnitude after the step, where all of a run must
+    be held against rounding; else it is empty.
+    """
+
+    loss: jax.Array
+    clip_fraction: jax.Array
+    nonfinite: jax.Array
+    largest: tuple[jax.Array, ...] = ()
+
+
+def noisy_steps(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    tx: optax.GradientTransformation,
+    mechanism: Mechanism,
+    batch_size: int,
+    per_example: bool,
+    microbatch_size: int | None,
+) -> Callable[..., tuple[Carry, StepStats]]:
+    """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
+
+    `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
+    `position` on; `step` is the number of the first. The old carry's memory is used again. For
+    Poisson sampling every step draws its own sample; `order` is then the sampling key's
+    data.
+    """
+    sampling, limit = mechanism.poisson_sampling(), mechanism.example_clip_norm()
+    per_example = per_example or sampling is not None
+
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    def run(
+        carry: Carry, data: Any, order: jax.Array, position: int, step: int, *, count: int
+    ) -> tuple[Carry, StepStats]:
+        def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
+            leaves, opt_state = carry
+            before = _counts(opt_state)
+            factor = 1.0
+            if sampling is not None:
+                step_key = jax.random.fold_in(keys.as_key(order), step + offset)
+                batch, factor = sampling.sample(data, step_key, microbatch_size)
+            else:
+                batch = batch_at(data, order, position + offset, batch_size)
+            if per_example:
+                # A Python float where it is constant, so that it is checked and rounded exactly.
+                norm = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
+                if sampling is not None:
+                    value_and_grad = gradients.sample_value_and_grad(loss_fn, norm, microbatch_size)
+                else:
+                    value_and_grad = gradients.clipped_value_and_grad(
+                        loss_fn, norm, microbatch_size=microbatch_size, with_stats=True
+                    )
+                (loss, stats), grads = value_and_grad(leaves, batch)
+                grads = jax.tree.map(lambda g: factor * g, grads)
+            else:
+                loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
+            updates, opt_state = optax.with_extra_args_support(tx).update(
+                grads, opt_state, leaves, **_asked_for(loss_fn, loss, grads, batch)
+            )
+            leaves = optax.apply_updates(leaves, updates)
+            after = _counts(opt_state)
+            clipped, nonfinite = after[0] - before[0], after[1] - before[1]
+            if per_example:
+                clipped, nonfinite = stats.clipped_fraction, stats.nonfinite
+            largest: tuple[jax.Array, ...] = ()
+            if mechanism.watches_magnitudes:
+                largest = tuple(jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(leaves))
+            numbers = StepStats(
+                jnp.asarray(loss, jnp.float32),
+                jnp.asarray(clipped, jnp.float32),
+                nonfinite,
+                largest,
+            )
+            return (leaves, opt_state), numbers
+
+        return jax.lax.scan(one, carry, jnp.arange(count), unroll=not rolled())
+
+    return run
+
+
+def calls(
+    key: jax.Array,
+    size: int,
+    batch_size: int,
+    first: int,
+    stop: int,
+    pause_every: int | None,
+    sampling: bool = False,
+) -> Iterator[tuple[jax.Array, int, int, int]]:
+    """Cuts the steps first, ..., stop - 1 into compiled calls.
+
+    Yields:
+      (order of the epoch, number of the first batch in it, number of the first step, steps). No
+      call crosses an epoch's end or a multiple of `pause_every`. With `sampling` there are no
+      epochs, and the key's data takes the order's place.
+    """
+    longest = _STEPS_PER_CALL if rolled() else 1
+    per_epoch = stop if sampling else size // batch_size
+    step, epoch_drawn = first, -1
+    while step < stop:
+        epoch, position = divmod(step, per_epoch)
+        if sampling:
+            order = jax.random.key_data(key)
+        elif epoch != epoch_drawn:
+            order, epoch_drawn = batches.epoch_order(key, epoch, size), epoch
+        count = min(longest, stop - step, per_epoch - position)
+        if pause_every is not None:
+            count = min(count, pause_every - step % pause_every)
+        yield order, position, step, count
+        step += count
+
+
+def noiseless_step(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+) -> Callable[..., tuple[Any, optax.OptState, jax.Array]]:
+    """Compiles `one(params, state, data, order, position) -> (params, state, batch loss)`.
+
+    `one` takes a step without noise on batch number `position` of the epoch's `order`. The memory
+    of the old parameters and state is used again.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def one(
+        params: Any, state: optax.OptState, data: Any, order: jax.Array, position: int
+    ) -> tuple[Any, optax.OptState, jax.Array]:
+        batch = batch_at(data, order, position, batch_size)
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        updates, state = optax.with_extra_args_support(optimizer).update(
+            grads, state, params, **_asked_for(loss_fn, loss, grads, batch)
+        )
+        return optax.apply_updates(params, updates), state, loss
+
+    return one
+
+
+def finetuning_steps(
+    one: Callable[..., tuple[Any, optax.OptState, jax.Array]],
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    steps: int,
+    key: jax.Array,
+    data: Any,
+    size: int,
+    batch_size: int,
+) -> Iterator[tuple[Any, jax.Array]]:
+    """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each."""
+    params, state = owned((params, optimizer.init(params)))
+    per_epoch = size // batch_size
+    for step in range(steps):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0:
+            order = batches.epoch_order(key, epoch, size)
+        params, state, loss = one(params, state, data, order, position)
+        yield params, loss
+
+
+def owned(tree: Any) -> Any:
+    """A copy of which no two leaves share memory: a step may then use all of it again.
+
+    Parameters may be tied, and an optimizer's state may begin as the parameters themselves.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _asked_for(
+    loss_fn: Callable[[Any, Any], jax.Array], loss: jax.Array, grads: Any, batch: Any
+) -> dict[str, Any]:
+    """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
+    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch)}
+
+
+def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any:
+    """Batch number `position` of an epoch's order."""
+    indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+    return jax.tree.map(lambda x: x[indices], data)
+
+
+def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
+    """How many gradients were clipped so far, and how many were not finite."""
+    clips = _find(opt_state, transforms.ClipByGlobalNormState)[-1:]  # before_clip may have its own
+    zeroed = [state.zeroed for state in _find(opt_state, transforms.ZeroNonfiniteState)]
+    zeroed += [clip.nonfinite for clip in clips]
+    none = jnp.zeros((), jnp.int32)
+    return sum((clip.clipped for clip in clips), none), sum(zeroed, none)
+
+
+def _find(opt_state: optax.OptState, kind: type) -> list[Any]:
+    is_kind = lambda state: isinstance(state, kind)  # noqa: E731
+    return [state for state in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(state)]

@@ -1,0 +1,109 @@
+"""A pytree of parameters, of which some leaves are trained and others stay as they are."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from certunlearn._numerics import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A pytree of parameters, some of its leaves frozen.
+
+    What is trained is the same tree with `optax.MaskedNode()`, a node without leaves, in the frozen
+    places: optimizers find leaves by their names, labels and masks fit, and no frozen leaf is seen.
+
+    Attributes:
+      treedef: structure of the whole.
+      leaves: all leaves, in tree order.
+      is_frozen: for each leaf, whether it stays as it is.
+    """
+
+    treedef: Any
+    leaves: list[Any]
+    is_frozen: list[bool]
+
+    @classmethod
+    def make(cls, params: Any, frozen: Any = None) -> "Split":
+        """Splits `params` by a pytree of bools of the same structure, or freezes nothing.
+
+        Raises:
+          TypeError: if `frozen` holds anything but bools.
+          ValueError: if the structures differ, nothing is left to train, or there are no leaves.
+        """
+        leaves = jax.tree.leaves(params)
+        treedef: Any = jax.tree.structure(params)
+        if not leaves:
+            raise ValueError("params must have at least one array, got none")
+        if frozen is None:
+            return cls(treedef, leaves, [False] * len(leaves))
+        flags, structure = jax.tree.flatten(frozen)
+        if treedef != structure:
+            raise ValueError(f"frozen must be structured like params, {treedef}; got {structure}")
+        wrong = [flag for flag in flags if not isinstance(flag, bool | np.bool_)]
+        if wrong:
+            raise TypeError(f"frozen must hold True or False for each leaf, got {wrong[0]!r}")
+        if all(flags):
+            raise ValueError("frozen must leave at least one leaf to train, got True for all")
+        return cls(treedef, leaves, [bool(flag) for flag in flags])
+
+    @property
+    def trainable(self) -> Any:
+        """The tree of what is trained."""
+        return self._masked(self.leaves)
+
+    @property
+    def frozen_names(self) -> list[str]:
+        """Paths of the frozen leaves, as in certificates."""
+        flags = jax.tree.unflatten(self.treedef, self.is_frozen)
+        return [name for name, flag in files.named_leaves(flags).items() if flag]
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The trained leaves under their paths, as in certificates."""
+        named = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.treedef, self.leaves))
+        return {
+            files.leaf_name(path): leaf
+            for (path, leaf), frozen in zip(named, self.is_frozen, strict=True)
+            if not frozen
+        }
+
+    def like_params(self, name: str, tree: Any) -> Any:
+        """What is trained, of another tree of the same structure and shapes.
+
+        Raises:
+          ValueError: naming the argument `name`, if structure or shapes differ.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        if structure != self.treedef:
+            raise ValueError(
+                f"{name} must be structured like params, {self.treedef}; got {structure}"
+            )
+        for mine, theirs in zip(self.leaves, leaves, strict=True):
+            if np.shape(mine) != np.shape(theirs):
+                raise ValueError(
+                    f"{name} must have the shapes of params, got {np.shape(theirs)} "
+                    f"where params have {np.shape(mine)}"
+                )
+        return self._masked(leaves)
+
+    def merge(self, trainable: Any) -> Any:
+        """The whole tree with these trained leaves and the frozen ones."""
+        trained = iter(jax.tree.leaves(trainable))
+        leaves = [
+            jnp.asarray(leaf) if frozen else next(trained)
+            for leaf, frozen in zip(self.leaves, self.is_frozen, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def _masked(self, leaves: list[Any]) -> Any:
+        nodes = [
+            optax.MaskedNode() if frozen else leaf
+            for leaf, frozen in zip(leaves, self.is_frozen, strict=True)
+        ]
+        return jax.tree.unflatten(self.treedef, nodes)

@@ -1,0 +1,133 @@
+"""Model state other than parameters: refused, unless the caller says how it is recomputed.
+
+BatchNorm statistics, moving averages and the like are functions of all the data a model ever saw,
+the forget set included. Neither the original training's nor the noisy phase's may leave.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from certunlearn._numerics import batches, checks
+from certunlearn.unlearning import inputs
+
+_TRAIN_STATE_FIELDS = {"step", "apply_fn", "params", "tx", "opt_state"}
+
+
+def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> Any:
+    """The parameters of a model, if nothing else in it could remember.
+
+    Args:
+      model: a pytree of parameters; or a Flax Linen variable dict, a Flax `TrainState` or an NNX
+        module, whose parameters are taken. A `TrainState`'s optimizer state and step are left
+        behind, and so are random keys, which hold no trace of data.
+      recompute_state: how other state is recomputed, if there is any.
+
+    Returns:
+      The pytree of parameters that the loss function will receive: for a variable dict with other
+      collections and for a `TrainState` its `params`, for an NNX module its `nnx.Param` state.
+
+    Raises:
+      ValueError: if the model carries other state and `recompute_state` is None.
+    """
+    if isinstance(model, Mapping) and "params" in model and len(model) > 1:
+        state = {name: value for name, value in model.items() if name != "params"}
+        _check("variable dict", state, recompute_state)
+        return model["params"]
+    if _is_train_state(model):
+        state = {
+            field.name: getattr(model, field.name)
+            for field in dataclasses.fields(model)
+            if field.name not in _TRAIN_STATE_FIELDS
+        }
+        _check("TrainState", state, recompute_state)
+        return extract_params(model.params, recompute_state)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
+        _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+        _check("NNX model", {"its variables": dict(state)}, recompute_state)
+        return params
+    return model
+
+
+def recompute_statistics(
+    update: Callable[[Any, Any], Any],
+    fresh_state: Any,
+    retain_data: Any,
+    *,
+    batch_size: int,
+    passes: int | None = None,
+) -> Any:
+    """Recomputes running statistics on retain data, from released parameters.
+
+    Args:
+      update: `update(state, batch) -> state`, one training-mode forward pass with the *released*
+        parameters that returns the new statistics; compiled here.
+      fresh_state: statistics as freshly initialised; never those of the original model or of the
+        noisy phase.
+      retain_data: pytree of arrays with a common leading axis.
+      batch_size: examples in a batch; batches are taken in order, a remainder is left out.
+      passes: how often to go through the data; by default as often as 500 updates take, after
+        which a moving average of momentum 0.99 keeps less than 1% of where it started.
+
+    Returns:
+      The recomputed state.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if the data is empty or the batch larger than the data.
+
+    Guarantee:
+      The result is a function of the released parameters and the retain data only, so it is free
+      post-processing: the certificate still holds with it.
+
+    >>> import jax.numpy as jnp
+    >>> data = jnp.arange(8.0)
+    >>> average = lambda state, batch: 0.9 * state + 0.1 * batch.mean()
+    >>> print(f"{recompute_statistics(average, 0.0, data, batch_size=8):.4f}")
+    3.5000
+    """
+    inputs.function("update", update, "f(state, batch) -> state")
+    retain_data = inputs.arrays("retain_data", retain_data, keys=True)
+    size = batches.data_size(retain_data)
+    count = size // batches.check_batch_size(batch_size, size)
+    passes = -(-500 // count) if passes is None else checks.positive_int("passes", passes)
+    step = jax.jit(update)
+    state = fresh_state
+    for _ in range(passes):
+        for first in range(0, count * batch_size, batch_size):
+            batch = jax.tree.map(lambda x: x[first : first + batch_size], retain_data)  # noqa: B023
+            state = step(state, batch)
+    return state
+
+
+def _is_train_state(model: Any) -> bool:
+    return dataclasses.is_dataclass(model) and all(
+        hasattr(model, name) for name in ("params", "opt_state", "tx")
+    )
+
+
+def _check(kind: str, state: dict[str, Any], recompute_state: Callable[..., Any] | None) -> None:
+    found = [name for name, value in state.items() if not all(map(_is_key, jax.tree.leaves(value)))]
+    if found and recompute_state is None:
+        raise ValueError(
+            f"params is a {kind} that carries state besides parameters ({', '.join(found)}), "
+            "which remembers the forget set; pass recompute_state=f, where f(params, retain_data) "
+            "recomputes it from the released parameters (certunlearn.recompute_statistics helps), "
+            "or the model without it if the released one needs none (a dynamic loss scale, say)"
+        )
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether it is a random key or an array of some, typed, or raw as `jax.random.PRNGKey`'s."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return False
+    words = jax.random.key_data(jax.random.key(0)).shape
+    raw = dtype == np.uint32 and leaf.shape[-1:] == words
+    return raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -1,0 +1,102 @@
+"""A run's plan in digests, and its state between two steps, from which a stopped run goes on."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from certunlearn._numerics import keys as keys_lib
+from certunlearn.unlearning.history import UnlearningState
+
+
+def plan(settings: dict[str, Any], arrays: dict[str, Any]) -> dict[str, str]:
+    """Digests of what decides the course of a run, under the names of `unlearn`'s arguments.
+
+    Losses and optimizers have no digest: that they are the same is the caller's word.
+
+    Args:
+      settings: values that JSON can hold.
+      arrays: pytrees of arrays; None for one that was not given.
+    """
+    digests = {
+        name: hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        for name, value in settings.items()
+    }
+    return digests | {name: _digest(tree) for name, tree in arrays.items()}
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of a pytree's paths, dtypes, shapes and values; typed keys count as their words."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        host = np.asarray(_words(leaf))
+        header = [jax.tree_util.keystr(path), str(host.dtype), list(host.shape)]
+        digest.update(json.dumps(header).encode())
+        digest.update(host.tobytes())
+    return digest.hexdigest()
+
+
+def snapshot(carry: Any) -> tuple[np.ndarray, ...] | None:
+    """Copies of parameters and optimizer state on the host; None if a failed step has lost them.
+
+    A compiled step overwrites its input, and what it leaves behind may be an error.
+    """
+    try:
+        return tuple(np.array(_words(leaf)) for leaf in jax.tree.leaves(carry))
+    except RuntimeError:
+        return None
+
+
+def state(
+    step: int,
+    leaves: tuple[np.ndarray, ...],
+    keys: keys_lib.Keys,
+    key_source: str,
+    plan: dict[str, str],
+) -> UnlearningState:
+    """What it takes to go on after `step` noisy steps."""
+    return UnlearningState(
+        step=step,
+        leaves=leaves,
+        data_key=np.asarray(jax.random.key_data(keys.data)),
+        finetune_key=np.asarray(jax.random.key_data(keys.finetune)),
+        key_source=key_source,
+        plan=plan,
+    )
+
+
+def restore(saved: UnlearningState, plan: dict[str, str], carry: Any) -> Any:
+    """Parameters and optimizer state of a stopped run, structured like `carry`.
+
+    Raises:
+      ValueError: if the state is that of another plan, naming what differs, or is damaged.
+    """
+    differ = sorted(name for name in plan | saved.plan if plan.get(name) != saved.plan.get(name))
+    if differ:
+        raise ValueError(
+            f"resume is the state of another plan: {', '.join(differ)} must be as in the run that "
+            "was stopped. With the same noise on other steps, the noise would hide nothing"
+        )
+    mine, structure = jax.tree.flatten(carry)
+    kinds = [(np.shape(leaf), jnp.result_type(leaf)) for leaf in map(_words, mine)]
+    if kinds != [(np.shape(leaf), jnp.result_type(leaf)) for leaf in saved.leaves]:
+        raise ValueError("resume is damaged: its arrays are not those of this plan's steps")
+    return jax.tree.unflatten(structure, list(map(_like, mine, saved.leaves)))
+
+
+def _words(leaf: Any) -> Any:
+    """A typed key's words, which NumPy can hold; other leaves as they are."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _like(leaf: Any, saved: np.ndarray) -> jax.Array:
+    """A copy, for the steps overwrite their input and the state may be used again."""
+    copy = jnp.array(saved, copy=True)
+    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else copy
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

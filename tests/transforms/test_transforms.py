@@ -1,0 +1,319 @@
+"""Each transform alone: bounds, noise, keys and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import scipy.stats
+from flax import serialization
+from transform_helpers import assert_nothing_shared, draws, exact_norm, mechanism, zeros
+
+from certunlearn import transforms
+from certunlearn._numerics import schedules
+from certunlearn.mechanisms import optimizer
+
+KEY = jax.random.key(7)
+SCALE = 0.25
+
+
+# ------------------------------------------------------------------------------ clip_params
+
+
+@pytest.mark.parametrize("size", [1, 10, 3000])
+@pytest.mark.parametrize("far", [0.0, 1e-3, 1.0, 1e4, 1e12])
+def test_projection_is_inside_the_ball_around_a_far_center(size, far):
+    rng = np.random.default_rng(size)
+    for radius in (1e-3, 0.1, 7.0):
+        center = {"w": jnp.asarray(far * rng.normal(size=size), jnp.float32)}
+        params = {"w": center["w"] + jnp.asarray(100 * rng.normal(size=size), jnp.float32)}
+        out = transforms.clip_params(params, radius, center)
+        difference = np.asarray(out["w"], np.float64) - np.asarray(center["w"], np.float64)
+        assert np.linalg.norm(difference) <= radius
+        roundoff = 2.0**-24 * (exact_norm(center) + radius)
+        if roundoff < 0.01 * radius:
+            assert np.linalg.norm(difference) >= radius * 0.9
+
+
+def test_projection_leaves_what_is_inside_alone_and_keeps_direction():
+    params = {"w": jnp.array([0.3, -0.4]), "b": jnp.zeros(3)}
+    jax.tree.map(np.testing.assert_array_equal, transforms.clip_params(params, 0.51), params)
+    out = transforms.clip_params(params, 0.1)
+    np.testing.assert_allclose(out["w"], [0.06, -0.08], rtol=1e-4)
+    assert out["w"].dtype == jnp.float32
+    center = {"w": jnp.array([0.3, -0.3]), "b": jnp.zeros(3)}
+    out = transforms.clip_params(params, 0.05, center)
+    np.testing.assert_allclose(out["w"], [0.3, -0.35], rtol=1e-4)
+
+
+def test_projection_of_float64():
+    with jax.enable_x64(True):
+        params = jnp.asarray(np.random.default_rng(0).normal(size=500) * 50)
+        out = np.asarray(transforms.clip_params(params, 0.1, params * 0 + 3), np.longdouble)
+        assert 0.0999 < np.sqrt(np.sum((out - 3) ** 2)) <= 0.1
+        assert transforms.clip_params(params, 0.1).dtype == jnp.float64
+
+
+def test_projection_of_traced_nonfinite_parameters_is_the_center():
+    project = jax.jit(lambda p, c: transforms.clip_params(p, 1.0, c))
+    center = jnp.array([2.0, 3.0])
+    np.testing.assert_array_equal(project(jnp.array([jnp.nan, 1.0]), center), center)
+    np.testing.assert_array_equal(project(jnp.array([jnp.inf, 1.0]), center), center)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.complex64])
+def test_parameters_that_cannot_hold_the_noise_are_refused(dtype):
+    params = {"fine": jnp.ones(2), "layer": {"w": jnp.ones(2, dtype)}}
+    name = jnp.dtype(dtype).name
+    with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]"):
+        transforms.clip_params(params, 1.0)
+    with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]; keep float32"):
+        optimizer.noisy_sgd(mechanism(), 0.1, key=KEY).init(params)
+
+
+def test_bad_arguments_of_clip_params():
+    params = {"w": jnp.ones(3)}
+    for radius in (0.0, -1.0, np.nan, np.inf, 1e-40):
+        with pytest.raises(ValueError, match="radius"):
+            transforms.clip_params(params, radius)
+    with pytest.raises(TypeError, match="radius"):
+        transforms.clip_params(params, "1")
+    with pytest.raises(ValueError, match="center must have the structure"):
+        transforms.clip_params(params, 1.0, {"v": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"center must have shape \(3,\) at \['w'\], got \(1,\)"):
+        transforms.clip_params(params, 1.0, {"w": jnp.ones(1)})
+    with pytest.raises(ValueError, match=r"params must be finite.*\['w'\]"):
+        transforms.clip_params({"w": jnp.array([1.0, jnp.nan])}, 1.0)
+    with pytest.raises(ValueError, match="center must be finite"):
+        transforms.clip_params(params, 1.0, {"w": jnp.full(3, jnp.inf)})
+
+
+# ----------------------------------------------------------------- clip_by_global_norm, decay
+
+
+def test_clip_counts_and_follows_a_schedule():
+    tx = transforms.clip_by_global_norm(lambda count: 1.0 / (1 + count))
+    state = tx.init(jnp.zeros(4))
+    gradients = [jnp.full(4, 9.0), jnp.full(4, jnp.nan), jnp.full(4, 1e-3), jnp.full(4, jnp.inf)]
+    norms = []
+    for gradient in gradients:
+        updates, state = jax.jit(tx.update)(gradient, state)
+        norms.append(exact_norm(updates))
+    np.testing.assert_allclose(norms, [1.0, 0.0, 2e-3, 0.0], rtol=1e-4)
+    assert norms[0] <= 1.0
+    assert (int(state.count), int(state.clipped), int(state.nonfinite)) == (4, 1, 2)
+    assert all(leaf.dtype == jnp.int32 for leaf in state)
+
+
+def test_bfloat16_gradients_are_clipped_in_float32():
+    tx = transforms.clip_by_global_norm(0.1)
+    updates, _ = tx.update(jnp.full(1001, 3, jnp.bfloat16), tx.init(None))
+    assert updates.dtype == jnp.float32
+    assert 0.0999 < exact_norm(updates) <= 0.1
+    # What rounding back would have done.
+    assert exact_norm(updates.astype(jnp.bfloat16)) != exact_norm(updates)
+
+
+def test_decay_by_schedule_toward_a_center():
+    center = {"w": jnp.array([1.0, 2.0])}
+    params = {"w": jnp.array([3.0, 0.0])}
+    tx = transforms.decay_toward(lambda count: 0.5 * count, center)
+    state = tx.init(params)
+    for step in range(3):
+        updates, state = jax.jit(tx.update)({"w": jnp.ones(2)}, state, params)
+        expected = 1 + 0.5 * step * (params["w"] - center["w"])
+        np.testing.assert_allclose(updates["w"], expected)
+    updates, _ = transforms.decay_toward(0.5).update(params, state, params)
+    np.testing.assert_allclose(updates["w"], 1.5 * params["w"])
+
+
+def test_bad_arguments_of_clip_and_decay():
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="clip_norm"):
+            transforms.clip_by_global_norm(bad)
+    for bad in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="weight_decay"):
+            transforms.decay_toward(bad)
+    tx = transforms.decay_toward(0.1, {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="structure"):
+        tx.init({"v": jnp.ones(2)})
+    with pytest.raises(ValueError, match="shape"):
+        tx.init({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update({"w": jnp.ones(2)}, tx.init({"w": jnp.ones(2)}))
+
+
+# ---------------------------------------------------------------------- add_gaussian_noise
+
+
+def test_noise_has_the_right_scale_and_not_another():
+    (updates, *_), _ = draws(transforms.add_gaussian_noise(SCALE, KEY), 1, zeros(100_000))
+    sample = np.concatenate([np.asarray(u, np.float64) for u in jax.tree.leaves(updates)])
+    assert scipy.stats.kstest(sample / SCALE, "norm").pvalue > 1e-3
+    for wrong in (0.97, 1.03):
+        assert scipy.stats.kstest(sample / (wrong * SCALE), "norm").pvalue < 1e-4
+    assert abs(np.mean(sample)) < 5 * SCALE / np.sqrt(len(sample))
+
+
+def test_noise_is_added_to_the_updates_and_follows_a_schedule():
+    tree = {"w": jnp.full(5000, 100.0)}
+    tx = transforms.add_gaussian_noise(lambda count: 0.1 * (count + 1), KEY)
+    out, _ = draws(tx, 3, tree)
+    for step, updates in enumerate(out):
+        noise = np.asarray(updates["w"], np.float64) - 100
+        assert abs(np.std(noise) / (0.1 * (step + 1)) - 1) < 0.06
+
+
+def test_noise_is_independent_across_steps_leaves_runs_and_replicas():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    first, _ = draws(tx, 3)
+    other, _ = draws(transforms.add_gaussian_noise(SCALE, jax.random.key(8)), 3)
+
+    def replica(key):
+        replicated = transforms.add_gaussian_noise(SCALE, key)
+        updates, state = replicated.update(zeros(), replicated.init(zeros()))
+        return updates, replicated.update(zeros(), state)[0]
+
+    mapped = jax.vmap(replica)(jax.random.split(jax.random.key(9), 2))
+    rows = [row for leaf in jax.tree.leaves(mapped) for row in leaf]
+    assert len(rows) == 8
+    assert_nothing_shared(jax.tree.leaves([first, other]) + rows)
+
+
+@pytest.mark.slow
+def test_a_state_per_replica_is_enough_for_vmap():
+    # One transform, states made from different keys: the state alone decides.
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    keys = jax.random.split(jax.random.key(3), 4)
+    states = jax.vmap(lambda k: transforms.add_gaussian_noise(SCALE, k).init(None))(keys)
+    mapped, _ = jax.vmap(tx.update, in_axes=(None, 0))(zeros(), states)
+    for i, key in enumerate(keys):
+        (alone, *_), _ = draws(transforms.add_gaussian_noise(SCALE, key), 1)
+        np.testing.assert_allclose(mapped["a"][i], alone["a"], rtol=1e-6)
+    assert_nothing_shared(mapped["a"])
+
+
+def test_init_again_replays_the_noise_as_documented():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    (once,), _ = draws(tx, 1)
+    (again,), _ = draws(tx, 1)
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+
+
+def test_noise_under_scan_jit_and_donation_is_the_same():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    looped, _ = draws(tx, 4)
+
+    def step(state, _):
+        updates, state = tx.update(zeros(), state)
+        return state, updates
+
+    _, scanned = jax.lax.scan(step, tx.init(zeros()), length=4)
+    donated = jax.jit(lambda g, s: tx.update(g, s), donate_argnums=1)
+    state = tx.init(zeros())
+    for i, expected in enumerate(looped):
+        np.testing.assert_array_equal(scanned["a"][i], expected["a"])
+        updates, state = donated(zeros(), state)
+        np.testing.assert_array_equal(updates["b"]["c"], expected["b"]["c"])
+    # The donated state took nothing of the key with it.
+    assert tx.init(zeros()).key_data.tolist() == jax.random.key_data(KEY).tolist()
+
+
+@pytest.mark.parametrize("how", ["orbax", "flax", "numpy"])
+def test_restored_noise_continues_and_repeats_nothing(how, tmp_path):
+    tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
+    whole, _ = draws(tx, 4)
+    before, state = draws(tx, 2)
+    blank = optimizer.noisy_sgd(mechanism(), SCALE, key=jax.random.key(99)).init(zeros())
+    if how == "orbax":
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(tmp_path / "state", blank)
+    elif how == "flax":
+        restored = serialization.from_bytes(blank, serialization.to_bytes(state))
+    else:
+        leaves, treedef = jax.tree.flatten(state)
+        np.savez(tmp_path / "state.npz", *leaves)
+        with np.load(tmp_path / "state.npz") as archive:
+            restored = jax.tree.unflatten(treedef, [archive[name] for name in archive.files])
+    after, _ = draws(tx, 2, state=jax.tree.map(jnp.asarray, restored))
+    jax.tree.map(np.testing.assert_array_equal, before + after, whole)
+    assert_nothing_shared(jax.tree.leaves(before + after))
+
+
+def test_noise_dtypes():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    updates, _ = tx.update(jnp.zeros(3, jnp.bfloat16), tx.init(None))
+    assert updates.dtype == jnp.float32
+    assert tx.update({}, tx.init(None))[0] == {}
+    with jax.enable_x64(True):
+        updates, _ = tx.update(jnp.zeros(3), tx.init(None))
+        assert updates.dtype == jnp.float64
+
+
+def test_noise_scale_is_never_rounded_down():
+    scales = np.random.default_rng(0).uniform(1e-8, 10, 2000)
+    rounded = schedules.round_up(scales, jnp.float32)
+    assert rounded.dtype == np.float32
+    assert np.all(rounded.astype(np.float64) >= scales)
+    np.testing.assert_allclose(rounded, scales, rtol=1.2e-7)
+    table = schedules.Lookup(scales)
+    assert float(table.rounded_up(5, jnp.float32)) >= scales[5]
+    assert float(table.rounded_up(5000, jnp.float32)) >= scales[-1]
+
+
+def test_legacy_keys_are_taken_and_draw_the_same():
+    (new,), _ = draws(transforms.add_gaussian_noise(SCALE, jax.random.key(3)), 1)
+    (old,), _ = draws(transforms.add_gaussian_noise(SCALE, jax.random.PRNGKey(3)), 1)
+    jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+@pytest.mark.parametrize(
+    "key", [0, 1.5, None, np.zeros(2, np.float32), np.zeros(4, np.uint32), np.zeros(2, np.int32)]
+)
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(TypeError, match="key must be"):
+        transforms.add_gaussian_noise(SCALE, key)
+
+
+def test_other_kinds_and_batches_of_keys_are_refused():
+    with pytest.raises(ValueError, match="threefry2x32"):
+        transforms.add_gaussian_noise(SCALE, jax.random.key(0, impl="rbg"))
+    with pytest.raises(TypeError, match="key must be"):
+        transforms.add_gaussian_noise(SCALE, jax.random.split(KEY))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e300, 2e30, 1e-31])
+def test_bad_noise_scale(scale):
+    with pytest.raises(ValueError, match="noise_scale"):
+        transforms.add_gaussian_noise(scale, KEY)
+    with pytest.raises(ValueError, match="noise_scale"):
+        optimizer.noisy_sgd(mechanism(), scale, key=KEY)
+    with pytest.raises(ValueError, match="noise_scale"):
+        optimizer.noisy_sgd(mechanism(steps=2), [0.1, scale], key=KEY)
+
+
+def test_the_largest_noise_is_finite_and_more_of_it_is_nan():
+    def noised(scale):
+        tx = transforms.add_gaussian_noise(scale, KEY)
+        return tx.update(jnp.zeros(1000), tx.init(None))[0]
+
+    for make in (noised, jax.jit(noised)):
+        assert 0.9e30 < np.std(np.float64(make(1e30))) < 1.1e30
+    for bad in (2e30, 1e38, np.inf, np.nan, -1.0):
+        assert np.all(np.isnan(jax.jit(noised)(jnp.float32(bad))))
+        assert np.all(np.isnan(noised(lambda count, bad=bad: jnp.float32(bad))))
+
+
+def test_the_stream_of_noise_ends_with_the_count():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    state = tx.init(None)._replace(count=jnp.int32(2**31 - 2))
+    last, state = tx.update(jnp.zeros(5), state)
+    assert np.all(np.isfinite(last))
+    assert int(state.count) == 2**31 - 1
+    for _ in range(2):
+        over, state = tx.update(jnp.zeros(5), state)
+        assert np.all(np.isnan(over))
+    with pytest.raises(ValueError, match=r"steps must be at most 2147483646.*got 2147483653"):
+        optimizer.noisy_sgd(mechanism(steps=2**31 + 5), 0.5, key=KEY)
