@@ -23,7 +23,7 @@ from certunlearn.accounting import (
 )
 from certunlearn.accounting._attack import best_loss
 from certunlearn.accounting._reflection import solution
-from certunlearn.accounting._taut_string import gdp_mu
+from certunlearn.accounting._taut_string import gdp_mu as gdp_mu
 from certunlearn.mechanisms.separations import with_noise
 
 # An accountant is a module that says of which mechanisms it refuses to speak, and has the functions

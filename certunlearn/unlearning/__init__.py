@@ -1,4 +1,4 @@
-"""The loop: prepare, run the noisy steps, fine-tune, release; and what an operator keeps of a run."""
+"""The loop: prepare, run the noisy steps, fine-tune, release; and what an operator keeps."""
 
 from certunlearn._numerics.keys import Keys, system_keys
 from certunlearn.unlearning.history import PrivateHistory, UnlearningState, load_state, save_state
