@@ -11,7 +11,7 @@ from typing import Any
 import certunlearn
 from certunlearn import mechanisms, planning
 from certunlearn._numerics import files
-from certunlearn.certificates import issuing, record_format, signing, verification
+from certunlearn.certificates import Certificate, record_format, signing, verification
 
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
@@ -69,7 +69,7 @@ def _verify(args: argparse.Namespace) -> int:
     if public_key is not None:
         signing.check_public_key(public_key)
     try:
-        certificate = issuing.Certificate.load(args.certificate)
+        certificate = Certificate.load(args.certificate)
         params = None if args.params is None else _released(args.params, certificate)
         verified = verification.verify(certificate, params)
         problems = list(verified.problems)
@@ -94,7 +94,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _released(path: Path, certificate: issuing.Certificate) -> dict[str, Any]:
+def _released(path: Path, certificate: Certificate) -> dict[str, Any]:
     """The released parameters, if the file is no larger than the certificate lets them be."""
     coverage = certificate.coverage
     numbers = coverage["parameters"] + coverage["frozen_parameters"]
@@ -104,9 +104,7 @@ def _released(path: Path, certificate: issuing.Certificate) -> dict[str, Any]:
     return files.load_params(path, max_bytes=most)
 
 
-def _signature_problems(
-    path: Path, certificate: issuing.Certificate, public_key: bytes
-) -> list[str]:
+def _signature_problems(path: Path, certificate: Certificate, public_key: bytes) -> list[str]:
     place = signing.signature_path(path)
     if not place.exists():
         return [f"{place} is missing: the certificate is not signed"]
@@ -118,7 +116,7 @@ def _signature_problems(
 def _sign(args: argparse.Namespace) -> int:
     private_key = signing.read_short(args.key)
     try:
-        certificate = issuing.Certificate.load(args.certificate)
+        certificate = Certificate.load(args.certificate)
     except (OSError, ValueError) as error:
         return _fail(str(error), 1)
     verified = verification.verify(certificate)

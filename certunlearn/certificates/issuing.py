@@ -1,24 +1,20 @@
-"""The public record of an unlearning run, and its check by recomputing.
+"""Issuing certificates: `certify` for any loop, and what a plan must keep to be certified."""
 
-A certificate holds nothing that depends on the private run except the digest of the released
-parameters: it can be published beside the model. Everything it claims follows from the numbers it
-records, so whoever holds it can derive the claim again without trusting whoever issued it.
-"""
-
-import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import math
-import os
 import platform
+from collections.abc import Iterable
 from typing import Any
+
+from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import checks, files
-from certunlearn.certificates import covered_leaves, record_format
-from certunlearn.mechanisms import optimizer, rounding
+from certunlearn._numerics.checks import ScalarOrSchedule
+from certunlearn.certificates import claims, covered_leaves, record_format
+from certunlearn.certificates.record import Certificate, record_digest
+from certunlearn.mechanisms import Mechanism, optimizer, rounding
 
 # Recomputing on another machine may differ in the last digits of a special function.
 TOLERANCE = 1e-9
@@ -29,133 +25,19 @@ ATTACK_TOLERANCE = 1e-4
 
 # Most deletions that private training is certified for.
 MOST_DELETIONS = 10_000
-# Absent from certificates issued before there were such fields; absent is None.
-_OPTIONAL = ("epsilon_lower_bound", "evidence")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """What was done, what it guarantees, and what that rests on.
-
-    Guarantee:
-      If every sentence of `assumptions` holds, the released parameters are (epsilon, delta)-
-      indistinguishable, in both directions, from those of the reference process, which never saw
-      the forget set: for every event E, P(E) <= e^epsilon * P_reference(E) + delta and the other
-      way round.
-
-    Attributes:
-      schema: version of this record's format.
-      mechanism: the mechanism's name and all its parameters, schedules as lists, for the whole
-        plan; `steps_run` of its steps were run.
-      noise_scale: standard deviation of the noise in every coordinate, in parameter units, one
-        number or one for each planned step.
-      epsilon: the claim's epsilon, for the steps that were run.
-      epsilon_lower_bound: no claim, but how loose the claim may be: an attack on such a run, with a
-        loss and data of its own choice, reaches that much, so the true epsilon lies between this
-        and `epsilon`. None if it is not known, as for more than 2,000 steps.
-      delta: the claim's delta.
-      mu: Gaussian-DP parameter of the run by shifted interpolation; None for DP-SGD, which is no
-        pair of runs with separations.
-      total_variation: no event is more likely than under the reference by more than this.
-      accountant: which accountant derived epsilon and total_variation.
-      steps_run: number of noisy steps that were run.
-      evidence: how the issuer knows `steps_run`: `"optimizer state"` if the count in the
-        optimizer's state was compared with it, or `"word of the issuer"`.
-      coverage: how many parameters and leaves the guarantee covers, their dtypes, and the paths
-        and number of the frozen ones, which it does not.
-      assumptions: what the claim rests on, in sentences.
-      key_source: how the noise key was drawn; never the key.
-      versions: of the software that ran.
-      retain_size: number of retain examples, or None if not said; always None for DP-SGD.
-      forget_size: number of forget examples, or None if not said.
-      finetune_steps: noiseless steps after the noisy ones (free: post-processing).
-      created: when, in UTC (ISO 8601).
-      params_digest: SHA-256 of the released parameters, as `params_digest` computes it.
-      record_digest: SHA-256 of all other fields. It catches accidents and careless edits; it is
-        no signature, so it does not say *who* issued the certificate: see `certificates.signing`.
-
-    Why it may be published:
-      No field may tell a run that saw the forget set from the reference. The mechanism, the noise,
-      delta and the counts of steps were fixed without looking at the model (an assumption);
-      epsilon, its bounds, mu and total variation follow from them; coverage is the architecture;
-      the digest is a function of what is released. `retain_size` is the same in both runs, which
-      use the same retain data, but for DP-SGD, whose reference lacks examples: there it is absent.
-      `forget_size` is the request's, which both runs are given. Time and versions are the
-      operator's.
-    """
-
-    schema: str
-    mechanism: dict[str, Any]
-    noise_scale: float | list[float]
-    epsilon: float
-    epsilon_lower_bound: float | None = None
-    delta: float
-    mu: float | None
-    total_variation: float
-    accountant: str
-    steps_run: int
-    evidence: str | None = None
-    coverage: dict[str, Any]
-    assumptions: list[str]
-    key_source: str
-    versions: dict[str, str]
-    retain_size: int | None
-    forget_size: int | None
-    finetune_steps: int
-    created: str
-    params_digest: str
-    record_digest: str
-
-    @property
-    def reference(self) -> str:
-        """What the claim compares with: `"retrained"` or `"center"`."""
-        return self.mechanism.get("reference", "retrained")
-
-    def to_json(self) -> str:
-        """The certificate as its file holds it."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the certificate as JSON; `path` is replaced whole or not at all."""
-        text = self.to_json()
-        files.write_atomically(path, lambda file: file.write(text.encode()))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Certificate":
-        """Reads a certificate and checks its format; `verify` checks what it claims.
-
-        One of format 1 is read too, but no longer verifies.
-
-        Raises:
-          OSError: if the file cannot be read.
-          TypeError: if `path` is no path.
-          ValueError: if it is not a well-formed certificate, saying what is wrong.
-        """
-        with open(os.fspath(path), "rb") as file:  # not a number, which would be an open file
-            # No more is read than an honest certificate has.
-            content = file.read(record_format.MOST_BYTES + 1)
-        try:
-            record = record_format.parse(content)
-            problems = record_format.problems(record)
-        except ValueError as error:
-            problems = [str(error)]
-        if problems:
-            name = record_format.printable(os.fspath(path), most=1_000)
-            raise ValueError(f"{name!r} is not a certificate: {problems[0]}")
-        return cls(**record)
 
 
 def certify(
-    mechanism: Any,
+    mechanism: Mechanism,
     *,
-    noise_scale: Any,
+    noise_scale: ScalarOrSchedule,
     delta: float,
-    params: Any,
-    state: Any = None,
+    params: ArrayTree,
+    state: ArrayTree | None = None,
     steps_run: int | None = None,
     epsilon: float | None = None,
     accountant: str | None = None,
-    frozen: Any = (),
+    frozen: Iterable[str] = (),
     key_source: str = "not said",
     retain_size: int | None = None,
     forget_size: int | None = None,
@@ -164,7 +46,8 @@ def certify(
     """Issues the certificate of a run, for `unlearn` and for hand-written loops.
 
     Args:
-      mechanism: the planned run, any of `certunlearn.mechanisms`.
+      mechanism: the planned run. Of one that is not the package's the certificate records the
+        separations too, from which the claim is derived.
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
       delta: the claim's delta.
       params: the released parameters, a pytree of arrays.
@@ -201,23 +84,26 @@ def certify(
     tuned = checks.optional_count("finetune_steps", finetune_steps) or 0
     checks.choice("key_source", key_source, record_format.KEY_SOURCES)
     mechanisms.check(mechanism)
+    basis = claims.basis_of(mechanism)
+    accountant = claims.check_accountant(accountant)
     frozen = covered_leaves.paths(frozen)
     contradictions = mechanism.size_problems(retain_size, forget_size)
     if contradictions:
         raise ValueError(contradictions[0])
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     steps_run, evidence = _steps_run(mechanism, state, steps_run)
-    run, run_scale = mechanism.first(steps_run), first_steps(scale, steps_run)
+    run, run_scale = basis.planned.first(steps_run), claims.first_steps(scale, steps_run)
     rounding.check(mechanism, scale, covered_leaves.leaves(params, frozen))
-    actual, accountant = _epsilon(mechanism, run, run_scale, delta, epsilon, accountant)
+    actual, accountant = _epsilon(mechanism.steps, run, run_scale, delta, epsilon, accountant)
+    lower_bound = None
+    if mechanism.attackable:
+        lower_bound = accounting.affordable_lower_bound(run, noise_scale=run_scale, delta=delta)
     record: dict[str, Any] = {
         "schema": record_format.SCHEMA,
         "mechanism": mechanisms.to_record(mechanism),
         "noise_scale": list(scale) if isinstance(scale, tuple) else scale,
         "epsilon": actual,
-        "epsilon_lower_bound": accounting.affordable_lower_bound(
-            run, noise_scale=run_scale, delta=delta
-        ),
+        "epsilon_lower_bound": lower_bound,
         "delta": delta,
         "mu": accounting.mu(run, noise_scale=run_scale),
         "total_variation": accounting.total_variation(
@@ -226,8 +112,9 @@ def certify(
         "accountant": accountant,
         "steps_run": steps_run,
         "evidence": evidence,
+        "separations": basis.separations,
         "coverage": covered_leaves.record(params, frozen),
-        "assumptions": list(mechanism.rests_on()),
+        "assumptions": list(basis.assumptions),
         "key_source": key_source,
         "versions": _versions(),
         "retain_size": retain_size,
@@ -249,7 +136,12 @@ def certify(
     return certificate
 
 
-def check_plan(mechanism: Any, noise_scale: Any, frozen: Any, accountant: str | None) -> None:
+def check_plan(
+    mechanism: Mechanism,
+    noise_scale: ScalarOrSchedule,
+    frozen: Iterable[str],
+    accountant: str | None,
+) -> None:
     """Refuses, before any step is run, a plan that no certificate could be issued of.
 
     Args:
@@ -263,16 +155,20 @@ def check_plan(mechanism: Any, noise_scale: Any, frozen: Any, accountant: str | 
         certificate holds, or schedules that do not fit into one.
     """
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-    names = accounting.available(mechanism)[:1] if accountant is None else (accountant,)
-    refuse_costly(mechanism, scale, names[0])
+    basis = claims.basis_of(mechanism)
+    name = claims.check_accountant(accountant) or accounting.available(basis.planned)[0]
+    refuse_costly(basis.planned, scale, name)
     noise = list(scale) if isinstance(scale, tuple) else scale
     paths = list(covered_leaves.paths(frozen))
-    problem = record_format.plan_problem(mechanisms.to_record(mechanism), noise, paths)
+    record = mechanisms.to_record(mechanism)
+    problem = record_format.plan_problem(record, basis.separations, noise, paths)
     if problem is not None:
         raise ValueError(f"no such run can be certified: {problem}")
 
 
-def _steps_run(mechanism: Any, state: Any, steps_run: Any) -> tuple[int, str]:
+def _steps_run(
+    mechanism: Mechanism, state: ArrayTree | None, steps_run: int | None
+) -> tuple[int, str]:
     """How many noisy steps were run, and how that is known."""
     if steps_run is not None:
         steps_run = checks.positive_int("steps_run", steps_run)
@@ -300,8 +196,8 @@ def _steps_run(mechanism: Any, state: Any, steps_run: Any) -> tuple[int, str]:
 
 
 def _epsilon(
-    planned: Any,
-    run: Any,
+    planned_steps: int,
+    run: Mechanism,
     run_scale: checks.PerStep,
     delta: float,
     epsilon: float | None,
@@ -316,13 +212,13 @@ def _epsilon(
             refuse_costly(run, run_scale, accountant)
             actual = accounting.epsilon(run, **claim, accountant=accountant)
         except ValueError:
-            if run.steps == planned.steps:
+            if run.steps == planned_steps:
                 raise
             accountant = "interpolation"
             actual = accounting.epsilon(run, **claim, accountant=accountant)
     if not math.isfinite(actual):
         raise ValueError(f"noise_scale={run_scale!r:.80} is too small to certify a finite epsilon")
-    if epsilon is not None and run.steps == planned.steps:
+    if epsilon is not None and run.steps == planned_steps:
         epsilon = checks.positive("epsilon", epsilon)
         if actual > epsilon * (1 + TOLERANCE):
             raise ValueError(
@@ -333,7 +229,7 @@ def _epsilon(
     return actual, accountant
 
 
-def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
+def refuse_costly(run: Mechanism, run_scale: checks.PerStep, accountant: str) -> None:
     """Refuses claims that would take long to derive and that nobody issues.
 
     Raises:
@@ -347,22 +243,9 @@ def refuse_costly(run: Any, run_scale: checks.PerStep, accountant: str) -> None:
                 f"accountant must be another than coupling where interpolation gives mu above "
                 f"{accounting.COUPLED_MU:g}, got mu = {mu!r}"
             )
-    deletions = getattr(run, "deletions", 0)
-    if accountant == "dp-accounting" and deletions > MOST_DELETIONS:
-        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {deletions}")
-
-
-def first_steps(scale: checks.PerStep, steps: int) -> checks.PerStep:
-    """The noise scale of the first `steps` steps."""
-    return scale[:steps] if isinstance(scale, tuple) else scale
-
-
-def record_digest(record: dict[str, Any]) -> str:
-    """SHA-256 of every field but `record_digest`, and of no absent one, in canonical JSON."""
-    absent = {"record_digest", *(name for name in _OPTIONAL if record.get(name) is None)}
-    content = {name: value for name, value in record.items() if name not in absent}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    sampling = run.poisson_sampling()
+    if sampling is not None and sampling.deletions > MOST_DELETIONS:
+        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {sampling.deletions}")
 
 
 def _versions() -> dict[str, str]:

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from certunlearn import mechanisms
-from certunlearn._numerics import keys
+from certunlearn._numerics import checks, keys
 
-SCHEMA = "certunlearn.certificate/2"
+SCHEMA = "certunlearn.certificate/3"
+# Format 2 had no `separations`: it was for the package's mechanisms only.
+SECOND_SCHEMA = "certunlearn.certificate/2"
 # Format 1 had no `evidence`, and its assumptions left out what the steps after the noise may see.
 FIRST_SCHEMA = "certunlearn.certificate/1"
+_SCHEMAS = (SCHEMA, SECOND_SCHEMA, FIRST_SCHEMA)
 
 # Largest certificate file, in bytes. A plan of 10,000 steps with three schedules has 800,000.
 MOST_BYTES = 1_000_000
@@ -43,6 +46,7 @@ ACCOUNTANTS = ("interpolation", "closed-form", "coupling", "product", "dp-accoun
 _DTYPES = ("float32", "float64")
 _PACKAGES = ("certunlearn", "jax", "jaxlib", "numpy", "optax", "python", "scipy")
 _VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+_CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # UTC, to the second, as `datetime.isoformat` writes it.
 _CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\+00:00")
@@ -79,10 +83,20 @@ def problems(record: Any) -> list[str]:
     return []
 
 
-def plan_problem(mechanism: dict[str, Any], noise_scale: Any, frozen: list[str]) -> str | None:
+def plan_problem(
+    mechanism: dict[str, Any],
+    separations: dict[str, Any] | None,
+    noise_scale: checks.PerStep | list[float],
+    frozen: list[str],
+) -> str | None:
     """Why no run of such a plan can have a certificate, whatever comes of it, or None."""
-    plan = {"mechanism": mechanism, "noise_scale": noise_scale, "steps_run": 1}
-    for name in ("mechanism", "noise_scale"):
+    plan = {
+        "mechanism": mechanism,
+        "separations": separations,
+        "noise_scale": noise_scale,
+        "steps_run": 1,
+    }
+    for name in ("mechanism", "separations", "noise_scale"):
         rule, right = _RULES[name]
         if not rule(plan[name]):
             return f"{name} must be {right}, got {printable(plan[name])}"
@@ -115,10 +129,12 @@ def _fields_problem(record: Any) -> str | None:
     if not isinstance(record, dict):
         return "not a JSON object"
     schema = record.get("schema")
-    if schema not in (SCHEMA, FIRST_SCHEMA):
+    if schema not in _SCHEMAS:
         return f"schema must be {SCHEMA!r}, got {printable(schema)}"
     expected = set(_RULES)
     missing = expected - set(record) - {"epsilon_lower_bound"}
+    if schema != SCHEMA:
+        missing -= {"separations"}
     if schema == FIRST_SCHEMA:
         missing -= {"evidence"}
     unknown = set(record) - expected
@@ -136,6 +152,13 @@ def _value_problem(record: dict[str, Any]) -> str | None:
             continue
         if not rule(value):
             return f"{name} must be {right}, got {printable(value)}"
+    stated = record.get("separations") is not None
+    if stated and record["schema"] != SCHEMA:
+        return f"separations must be None in {record['schema']}"
+    name = record["mechanism"]["name"]
+    if stated == (name in mechanisms.MECHANISMS):
+        needs = "must be None for" if stated else "are missing for"
+        return f"separations {needs} the mechanism {printable(name)}"
     return None
 
 
@@ -178,14 +201,16 @@ def _text_problem(record: dict[str, Any]) -> str | None:
 
 def _size_problem(record: dict[str, Any]) -> str | None:
     """Whether numbers of steps agree, and are not beyond what is derived in seconds."""
-    mechanism, scale = record["mechanism"], record["noise_scale"]
-    planned = mechanism.get("steps", 1)
+    stated, scale = record["mechanism"], record["noise_scale"]
+    if record.get("separations") is not None:
+        stated = record["separations"]
+    planned = stated.get("steps", 1)
     if not _counts(1, MOST_STEPS)(planned):
         return f"mechanism must have from 1 to {MOST_STEPS} steps, got {printable(planned)}"
     if record["steps_run"] > planned:
         return f"steps_run must be at most {planned}, got {record['steps_run']}"
-    for name, value in (("noise_scale", scale), *mechanism.items()):
-        if isinstance(value, list) and len(value) != planned:
+    for name, value in (("noise_scale", scale), *stated.items()):
+        if isinstance(value, list) and name != "assumptions" and len(value) != planned:
             return f"{printable(name)} must have {planned} numbers, got {len(value)}"
     return None
 
@@ -233,15 +258,19 @@ def _is_noise(value: Any) -> bool:
 
 
 def _is_mechanism(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get("name") not in tuple(mechanisms.MECHANISMS):
+    if not isinstance(value, dict) or not _matches(_CLASS_NAME)(value.get("name")):
         return False
     return all(_is_field(each) for each in value.values())
 
 
+def _is_separations(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_field(each) for each in value.values())
+
+
 def _is_field(value: Any) -> bool:
-    """What a mechanism's field may be: a short text, a bool, None, a number or numbers."""
+    """What a mechanism's field may be: a short text, a bool, None, a number, or several of them."""
     if isinstance(value, list):
-        return all(map(_finite, value))
+        return all(each is None or isinstance(each, str | bool) or _finite(each) for each in value)
     return value is None or isinstance(value, str | bool) or _finite(value)
 
 
@@ -293,8 +322,9 @@ _DIGEST_RULE = (_matches(_DIGEST), "64 hexadecimal digits")
 
 # Of each field: what it must satisfy, and the same in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "schema": (_one_of((SCHEMA, FIRST_SCHEMA)), repr(SCHEMA)),
-    "mechanism": (_is_mechanism, "a known mechanism's name and fields"),
+    "schema": (_one_of(_SCHEMAS), repr(SCHEMA)),
+    "mechanism": (_is_mechanism, "a mechanism's name and fields"),
+    "separations": (_or_none(_is_separations), "None or the separations of a mechanism"),
     "noise_scale": (_is_noise, "a positive number or a list of them"),
     "epsilon": _NOT_NEGATIVE,
     "epsilon_lower_bound": (_or_none(_from(0)), "None or a finite number of at least 0"),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from certunlearn._numerics import files
-from certunlearn.certificates.issuing import Certificate
+from certunlearn.certificates.record import Certificate
 
 _PURPOSE = b"certunlearn certificate signature 1\n"
 _ENDING = ".sig"

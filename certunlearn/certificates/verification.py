@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from chex import ArrayTree
 
-from certunlearn import accounting, mechanisms
+from certunlearn import accounting
 from certunlearn._numerics import checks, files
-from certunlearn.certificates import covered_leaves, issuing, record_format
-from certunlearn.certificates.issuing import Certificate
-from certunlearn.mechanisms import rounding
+from certunlearn.certificates import claims, covered_leaves, issuing, record_format
+from certunlearn.certificates.record import Certificate, record_digest
+from certunlearn.mechanisms import Mechanism, rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,12 @@ class Verification:
         return self.ok
 
 
-def verify(certificate: Certificate, params: Any = None) -> Verification:
+def verify(
+    certificate: Certificate,
+    params: ArrayTree | None = None,
+    *,
+    mechanisms: Sequence[type[Mechanism]] = (),
+) -> Verification:
     """Derives a certificate's claim again from what it records.
 
     Checks go from cheap to costly and end at the first that fails: the form, the digest, the
@@ -42,7 +49,11 @@ def verify(certificate: Certificate, params: Any = None) -> Verification:
     Args:
       certificate: as issued or loaded.
       params: the released parameters, to be held against the recorded digest; a pytree, or the
-        flat dict that `load_params` returns. Without them the claim is checked, not whose it is.
+        flat dict that `load_params` returns. Without them the claim is checked, but not which
+        parameters it is for.
+      mechanisms: classes of your own. If the certificate is for one of them, by its name, the
+        recorded separations must be what that class states for the recorded fields. Without it
+        they are taken on trust, which the certificate's assumptions and the summary say.
 
     Returns:
       A `Verification`: test it like a boolean; `problems` says what is wrong. Its texts are lines
@@ -56,16 +67,15 @@ def verify(certificate: Certificate, params: Any = None) -> Verification:
       A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
       delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
       the certificate was issued for. It cannot tell whether the issuer told the truth; who that is
-      a signature tells (`certificates.signing`).
+      a signature tells (`certificates.signing`). Only the package's accountants are asked.
     """
     if not isinstance(certificate, Certificate):
         raise TypeError(f"certificate must be a Certificate, got {type(certificate).__name__}")
-    record = {
-        field.name: getattr(certificate, field.name) for field in dataclasses.fields(certificate)
-    }
+    record = claims.recorded_fields(certificate)
     problems = record_format.problems(record) or _digest_problems(record)
     if not problems and params is not None:
         problems = _params_problems(certificate, params)
+    problems = problems or _class_problems(certificate, mechanisms)
     problems = problems or _claim_problems(certificate)
     shown = tuple(record_format.printable(text, 1_000) for text in problems)
     # Of one that fails nothing is shown that it says of itself.
@@ -74,11 +84,11 @@ def verify(certificate: Certificate, params: Any = None) -> Verification:
 
 
 def _digest_problems(record: dict[str, Any]) -> list[str]:
-    if record["record_digest"] != issuing.record_digest(record):
+    if record["record_digest"] != record_digest(record):
         return [
             "record_digest does not match: a field was altered after the certificate was issued"
         ]
-    if record["schema"] != record_format.SCHEMA:
+    if record["schema"] == record_format.FIRST_SCHEMA:
         return [
             f"schema is {record['schema']!r}, whose assumptions leave out what they must name: "
             "have the certificate issued anew"
@@ -86,14 +96,23 @@ def _digest_problems(record: dict[str, Any]) -> list[str]:
     return []
 
 
+def _class_problems(certificate: Certificate, kinds: Sequence[type[Mechanism]]) -> list[str]:
+    """Whether the user's class of that name states other separations."""
+    try:
+        problem = claims.class_problem(certificate, kinds)
+    except Exception as error:  # of whatever the user's class is made of
+        return [f"mechanism is not what its class can be made from: {error}"]
+    return [] if problem is None else [problem]
+
+
 def _claim_problems(certificate: Certificate) -> list[str]:
     """What is wrong with the claim: the first problem found."""
     try:
-        planned = mechanisms.from_record(certificate.mechanism)
+        planned, _, assumptions = claims.basis_in(certificate)
         run = planned.first(certificate.steps_run)
         scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
-        run_scale = issuing.first_steps(scale, certificate.steps_run)
-        if certificate.assumptions != list(planned.rests_on()):
+        run_scale = claims.first_steps(scale, certificate.steps_run)
+        if certificate.assumptions != list(assumptions):
             return ["the assumptions are not those of the mechanism"]
         problems = planned.size_problems(certificate.retain_size, certificate.forget_size)
         if problems:
@@ -104,7 +123,9 @@ def _claim_problems(certificate: Certificate) -> list[str]:
         return [f"the claim cannot be derived: {error}"]
 
 
-def _number_problems(certificate: Certificate, run: Any, run_scale: checks.PerStep) -> list[str]:
+def _number_problems(
+    certificate: Certificate, run: Mechanism, run_scale: checks.PerStep
+) -> list[str]:
     """Whether the recorded numbers are what the recorded run gives, the cheap ones first."""
     coupled = certificate.accountant == "coupling"
     tolerance = issuing.COUPLING_TOLERANCE if coupled else issuing.TOLERANCE
@@ -126,7 +147,7 @@ def _number_problems(certificate: Certificate, run: Any, run_scale: checks.PerSt
 
 
 def _lower_bound_problems(
-    certificate: Certificate, run: Any, run_scale: checks.PerStep
+    certificate: Certificate, run: Mechanism, run_scale: checks.PerStep
 ) -> list[str]:
     """Whether the recorded lower bound is more than is known: a smaller one is as true."""
     recorded = certificate.epsilon_lower_bound
@@ -150,7 +171,7 @@ def _lower_bound_problems(
     return []
 
 
-def _params_problems(certificate: Certificate, params: Any) -> list[str]:
+def _params_problems(certificate: Certificate, params: ArrayTree) -> list[str]:
     """Whether the parameters are those that the certificate was issued for, and carry its noise."""
     frozen = certificate.coverage["frozen"]
     try:
@@ -163,8 +184,8 @@ def _params_problems(certificate: Certificate, params: Any) -> list[str]:
         covered = covered_leaves.record(params, frozen)
         if covered != certificate.coverage:
             return [f"coverage is recorded as {certificate.coverage}, but params give {covered}"]
-        mechanism = mechanisms.from_record(certificate.mechanism)
-        rounding.check(mechanism, certificate.noise_scale, covered_leaves.leaves(params, frozen))
+        planned = claims.basis_in(certificate).planned
+        rounding.check(planned, certificate.noise_scale, covered_leaves.leaves(params, frozen))
     except Exception as error:  # of whatever the parameters are made of
         return [f"params are not what a certificate can be for: {error}"]
     return []
@@ -182,13 +203,15 @@ def interval(certificate: Certificate) -> str:
 
 def _summary(certificate: Certificate) -> str:
     record, covered = certificate.mechanism, certificate.coverage
+    planned = claims.basis_in(certificate).planned.steps
+    trusted = "" if certificate.separations is None else " (the issuer's own: separations on trust)"
     noise = np.asarray(certificate.noise_scale)
     noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
     lines = [
         f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
         f"{certificate.reference!r}, by the {certificate.accountant} accountant",
-        f"mechanism           {record.get('name')}, {certificate.steps_run} of "
-        f"{record.get('steps', 1)} steps, then {certificate.finetune_steps} without noise",
+        f"mechanism           {record['name']}{trusted}, {certificate.steps_run} of "
+        f"{planned} steps, then {certificate.finetune_steps} without noise",
         f"noise scale         {noise_text} (standard deviation, parameter units)",
         f"true epsilon        {interval(certificate)}",
         f"total variation     at most {certificate.total_variation:.4g} from the reference",

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from certunlearn import accounting, mechanisms
-from certunlearn.certificates.issuing import Certificate
+from certunlearn.certificates.record import Certificate
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import membership, network
 from certunlearn.unlearning import loop

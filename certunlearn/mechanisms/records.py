@@ -1,9 +1,8 @@
 """Mechanisms as JSON-ready records, and back."""
 
 import dataclasses
+import math
 from typing import Any
-
-import numpy as np
 
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import base
@@ -28,8 +27,14 @@ MECHANISMS: dict[str, type[Mechanism]] = {
         DescentToDelete,
         RewindToDelete,
         DPSGD,
+        Separations,
     )
 }
+
+# What a record of separations holds: all but the transform, which is the caller's affair.
+_SEPARATIONS_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Separations) if field.name != "transform"
+)
 
 
 def is_own(mechanism: Mechanism) -> bool:
@@ -42,12 +47,13 @@ def to_record(mechanism: Mechanism) -> dict[str, Any]:
 
     Fields of a user's class that JSON cannot hold, such as functions, are left out.
     """
-    fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in base.field_values(mechanism).items()
-        if is_own(mechanism) or _is_recordable(value)
-    }
-    return {"name": type(mechanism).__name__, **fields}
+    name = type(mechanism).__name__
+    if type(mechanism) is Separations:
+        return {"name": name, **separations_to_record(mechanism)}
+    fields = base.field_values(mechanism)
+    if not is_own(mechanism):
+        fields = {field: value for field, value in fields.items() if _is_recordable(value)}
+    return {"name": name, **_listed(fields)}
 
 
 def from_record(record: dict[str, Any], fill: bool = False) -> Mechanism:
@@ -65,25 +71,30 @@ def from_record(record: dict[str, Any], fill: bool = False) -> Mechanism:
         raise TypeError(f"mechanism must be an object, got {checks.shown(record)}")
     fields = dict(record)
     name = checks.choice("mechanism name", fields.pop("name", None), tuple(MECHANISMS))
+    if name == Separations.__name__:
+        return separations_from_record(fields, fill)
     return _made(MECHANISMS[name], fields, fill)
 
 
 def separations_to_record(separations: Separations) -> dict[str, Any]:
-    """Separations as a JSON-ready dict, their transform left out; infinity is None."""
-    fields = base.field_values(separations)
-    del fields["transform"]
-    record = {n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()}
-    return record | {"diameter": None if np.isinf(separations.diameter) else separations.diameter}
+    """Separations as a JSON-ready dict, their transform left out; an infinite diameter is None."""
+    values = base.field_values(separations)
+    fields = {name: values[name] for name in _SEPARATIONS_FIELDS}
+    if math.isinf(separations.diameter):
+        fields["diameter"] = None
+    return _listed(fields)
 
 
-def separations_from_record(record: dict[str, Any]) -> Separations:
-    """The separations that `separations_to_record` wrote; errors as for `from_record`."""
-    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in record.items()}
-    if fields.get("diameter", 0) is None:
-        fields["diameter"] = np.inf
-    if "transform" in fields:
-        raise ValueError("separations have an unknown field: transform")
-    found = _made(Separations, fields | {"transform": None}, False)
+def separations_from_record(record: dict[str, Any], fill: bool = False) -> Separations:
+    """The separations that `separations_to_record` wrote; arguments, errors as `from_record`."""
+    if not isinstance(record, dict):
+        raise TypeError(f"separations must be an object, got {checks.shown(record)}")
+    fields = dict(record)
+    if not fill:
+        _check_names(fields, set(_SEPARATIONS_FIELDS))
+    if fields.get("diameter", 0.0) is None:
+        fields["diameter"] = math.inf
+    found = _made(Separations, fields, True)
     assert isinstance(found, Separations)
     return found
 
@@ -93,14 +104,26 @@ def _made(kind: type[Mechanism], fields: dict[str, Any], fill: bool) -> Mechanis
     if fill:
         defaults = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
         fields = defaults | fields
-    expected = {field.name for field in declared}
-    if set(fields) != expected:
-        difference = sorted(map(str, set(fields) ^ expected))
-        raise ValueError(f"mechanism has missing or unknown fields: {checks.shown(difference)}")
+    _check_names(fields, {field.name for field in declared})
     return kind(**fields)
 
 
+def _check_names(fields: dict[str, Any], expected: set[str]) -> None:
+    if set(fields) != expected:
+        difference = sorted(map(str, set(fields) ^ expected))
+        raise ValueError(f"mechanism has missing or unknown fields: {checks.shown(difference)}")
+
+
+def _listed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+
+
 def _is_recordable(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return all(isinstance(each, bool | int | float | str) for each in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    values = value if isinstance(value, tuple | list) else (value,)
+    return all(
+        each is None or isinstance(each, bool | int | str) or _is_finite(each) for each in values
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

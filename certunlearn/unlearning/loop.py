@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from certunlearn._numerics import checks
-from certunlearn.certificates import issuing
+from certunlearn.certificates import Certificate, issuing
 from certunlearn.unlearning import compiled_steps, inputs, interrupts, preparing, running
 from certunlearn.unlearning.history import PrivateHistory, UnlearningState
 
@@ -28,7 +28,7 @@ class UnlearningResult:
     """
 
     params: Any
-    certificate: issuing.Certificate
+    certificate: Certificate
     history: PrivateHistory
     model_state: Any = None
 
