@@ -134,6 +134,7 @@ def noisy_sgd(
     Source:
       Koloskova et al. (ICML 2025), Certified Unlearning for Neural Networks, gradient clipping.
 
+    >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
     >>> tx = noisy_sgd(m, 0.5, key=jax.random.key(0))
     >>> params = transforms.clip_params(jnp.array([3.0, 4.0]), m.init_radius)
@@ -198,6 +199,7 @@ def evidence(state: Any) -> Evidence:
       ValueError: if there is no such state, or more than one; if it is one of several under `vmap`;
         or if its parts do not agree on the number of updates.
 
+    >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
     >>> tx = noisy_sgd(m, 0.5, key=jax.random.key(0))
     >>> evidence(tx.init(jnp.zeros(3)))

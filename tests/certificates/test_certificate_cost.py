@@ -11,11 +11,17 @@ from memory_helpers import run
 from certunlearn import accounting
 from certunlearn.accounting import _gaussian, _taut_string, product
 from certunlearn.accounting._attack import best_loss
-from certunlearn.accounting._reflection import blocks, solution
-from certunlearn.certificates import issuing
-from certunlearn.certificates.issuing import Certificate, certify
+from certunlearn.accounting._reflection import blocks, node_tables, solution
+from certunlearn.certificates import Certificate, certify
+from certunlearn.certificates.record import record_digest
 from certunlearn.certificates.verification import verify
-from certunlearn.mechanisms import DPSGD, GradientClipping, ModelClipping, ProjectedNoisySGD
+from certunlearn.mechanisms import (
+    DPSGD,
+    GradientClipping,
+    ModelClipping,
+    ProjectedNoisySGD,
+    to_record,
+)
 
 PARAMS = {"w": jnp.arange(4.0)}
 CLIPPED = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=9)
@@ -69,8 +75,8 @@ def test_tables_of_costly_runs_are_coarser(name, delta):
     steps = coupled(mechanism, with_mu(mechanism, shape, mu))
     run, tables = blocks.affordable(steps, delta)
     usual = blocks.blocks(steps)
-    assert tables.work(usual, delta, blocks.resolution(usual)) > (blocks.MOST_WORK)
-    assert tables.work(run, delta, tables) <= blocks.MOST_WORK
+    assert node_tables.work(usual, delta, blocks.resolution(usual)) > (blocks.MOST_WORK)
+    assert node_tables.work(run, delta, tables) <= blocks.MOST_WORK
     assert 1 < len(run.noise) <= len(usual.noise)
 
 
@@ -159,7 +165,7 @@ def test_an_accountant_that_is_not_for_the_mechanism_is_a_problem(name):
         accountant=accounting.available(mechanism)[0],
     )
     record = dataclasses.asdict(issued) | {"accountant": accountant}
-    record["record_digest"] = issuing.record_digest(record)
+    record["record_digest"] = record_digest(record)
     outcome = verify(Certificate(**record))
     assert len(outcome.problems) == 1
 
@@ -174,7 +180,7 @@ def forged(mechanism, scale, accountant, delta, **claim):
         steps_run=1,
         accountant="interpolation",
     )
-    planned = issuing.mechanisms.to_record(mechanism)
+    planned = to_record(mechanism)
     record = dataclasses.asdict(base) | {
         "mechanism": planned,
         "noise_scale": scale,
@@ -185,14 +191,14 @@ def forged(mechanism, scale, accountant, delta, **claim):
         "mu": accounting.mu(mechanism, noise_scale=scale),
         **claim,
     }
-    record["record_digest"] = issuing.record_digest(record)
+    record["record_digest"] = record_digest(record)
     return json.dumps(record)
 
 
 VERIFIED = """
 import sys
 from certunlearn.certificates import Certificate
-from certunlearn.verification import verify
+from certunlearn.certificates import verify
 outcome = verify(Certificate.load(sys.argv[1]))
 assert not outcome, "epsilon is a forgery"
 print(peak() / 1024, outcome.problems[0])

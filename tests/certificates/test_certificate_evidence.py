@@ -12,7 +12,7 @@ from certificate_helpers import MECHANISM, PARAMS, SIGMA, issue
 from certunlearn import accounting
 from certunlearn._numerics import files
 from certunlearn.certificates import issuing
-from certunlearn.certificates.issuing import Certificate
+from certunlearn.certificates.record import Certificate, record_digest
 from certunlearn.certificates.verification import verify
 from certunlearn.mechanisms import DPSGD, ProjectedNoisySGD, RewindToDelete
 from certunlearn.mechanisms.optimizer import noisy_sgd
@@ -92,7 +92,7 @@ def test_parameters_too_large_for_the_noise_are_neither_certified_nor_verified()
         issue(params=large)
     record = dataclasses.asdict(issue(params={"w": jnp.ones(3)}))
     record["params_digest"] = files.params_digest(large)
-    record["record_digest"] = issuing.record_digest(record)
+    record["record_digest"] = record_digest(record)
     outcome = verify(Certificate(**record), large)
     assert not outcome
     assert "noise_scale must be at least 32" in outcome.problems[0]
@@ -129,7 +129,7 @@ def test_sizes_that_contradict_the_mechanism_are_refused(mechanism, good, bad):
     with pytest.raises(ValueError):  # noqa: PT011
         issue(**arguments, retain_size=bad[0], forget_size=bad[1])
     record = dataclasses.asdict(honest) | {"retain_size": bad[0], "forget_size": bad[1]}
-    record["record_digest"] = issuing.record_digest(record)
+    record["record_digest"] = record_digest(record)
     assert not verify(Certificate(**record))
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from certunlearn import accounting, cli, mechanisms
 from certunlearn._numerics import checks
-from certunlearn.certificates import issuing
-from certunlearn.certificates.issuing import Certificate
+from certunlearn.certificates import Certificate, claims, issuing
+from certunlearn.certificates.record import record_digest
 from certunlearn.certificates.verification import verify
 from certunlearn.mechanisms import DPSGD, GradientClipping, ModelClipping
 
@@ -111,7 +111,7 @@ def near(value):
 def mended(record):
     """The record with the digest that it should have, if it can have one."""
     with contextlib.suppress(TypeError, ValueError):
-        record["record_digest"] = issuing.record_digest(record)
+        record["record_digest"] = record_digest(record)
     return record
 
 
@@ -156,7 +156,7 @@ def derived(text):
     run = planned.first(record["steps_run"])
     scale = checks.per_step("noise_scale", record["noise_scale"], planned.steps)
     claim = {
-        "noise_scale": issuing.first_steps(scale, run.steps),
+        "noise_scale": claims.first_steps(scale, run.steps),
         "accountant": record["accountant"],
         "delta": record["delta"],
     }

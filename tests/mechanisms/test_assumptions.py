@@ -4,7 +4,7 @@ import pytest
 from mechanism_helpers import DESCENT, REWIND
 
 import certunlearn as cu
-from certunlearn.mechanisms import base
+from certunlearn.mechanisms import sentences
 
 CLIPPED = {"init_radius": 1.0, "learning_rate": 0.1, "steps": 4}
 EVERY = [
@@ -21,17 +21,24 @@ EVERY = [
 
 @pytest.mark.parametrize("m", EVERY, ids=lambda m: type(m).__name__)
 def test_every_certificate_names_what_follows_requests_and_data(m):
-    for sentence in (base.POST, base.REQUESTS, base.UNSEEN, base.LAST_ONLY, base.SECRET, base.REAL):
+    for sentence in (
+        sentences.POST,
+        sentences.REQUESTS,
+        sentences.UNSEEN,
+        sentences.LAST_ONLY,
+        sentences.SECRET,
+        sentences.REAL,
+    ):
         assert m.assumptions.count(sentence) == 1
-    assert "earlier releases" in base.REQUESTS
-    assert "retain data only" in base.POST
+    assert "earlier releases" in sentences.REQUESTS
+    assert "retain data only" in sentences.POST
     assert "what remains true is conditional" in m.sequence
     assert "may itself tell of them" in m.sequence
     started = [s for s in m.assumptions if s.startswith("The run started within 1.0 of the centre")]
     in_a_ball = hasattr(m, "init_radius") or getattr(m, "radius", None) is not None
     assert len(started) == in_a_ball
     before = isinstance(m, cu.DescentToDelete | cu.RewindToDelete)
-    assert m.assumptions.count(base.ON_THE_WAY) == before
+    assert m.assumptions.count(sentences.ON_THE_WAY) == before
 
 
 def test_private_training_names_them_in_its_own_words():

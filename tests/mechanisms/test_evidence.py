@@ -161,9 +161,11 @@ def test_what_is_no_evidence_is_refused():
 )
 def test_parts_that_disagree_are_refused(kind):
     state = taken(noisy(), [PARAMS] * 2)
-    changed = tuple(
-        part._replace(count=part.count - 1) if isinstance(part, kind) else part
-        for part in state.inner_state
+    is_kind = lambda part: isinstance(part, kind)  # noqa: E731
+    changed = jax.tree.map(
+        lambda part: part._replace(count=part.count - 1) if is_kind(part) else part,
+        state.inner_state,
+        is_leaf=is_kind,
     )
     with pytest.raises(ValueError, match="disagree") as error:
         optimizer.evidence(state._replace(inner_state=changed))
@@ -180,6 +182,12 @@ def secret_words():
 SECRET = jax.random.wrap_key_data(jnp.array([2882343476, 3735928559], jnp.uint32))
 
 
+def only(state, kind):
+    is_kind = lambda part: isinstance(part, kind)  # noqa: E731
+    (found,) = filter(is_kind, jax.tree.leaves(state, is_leaf=is_kind))
+    return found
+
+
 def test_no_repr_shows_a_key_or_a_private_number():
     tx = optimizer.noisy_sgd(
         mechanism(memoryless=False), 0.1, key=SECRET, before_clip=optax.trace(0.9)
@@ -192,8 +200,8 @@ def test_no_repr_shows_a_key_or_a_private_number():
         assert "secret" in text
         assert "0.123456" not in text
         assert not any(word in text for word in secret_words())
-    clip = next(s for s in state.inner_state if isinstance(s, transforms.ClipByGlobalNormState))
-    zeroed = next(s for s in state.inner_state if isinstance(s, optimizer.ZeroNonfiniteState))
+    clip = only(state.inner_state, transforms.ClipByGlobalNormState)
+    zeroed = only(state.inner_state, transforms.ZeroNonfiniteState)
     assert repr(clip).count("<private>") == 2
     assert "zeroed=<private>" in repr(zeroed)
     # As pytrees they are what they were.

@@ -11,7 +11,7 @@ from bound_helpers import MODES, check_swallowed
 from mechanism_helpers import DESCENT, REWIND, length
 
 import certunlearn as cu
-from certunlearn.mechanisms import base, rounding
+from certunlearn.mechanisms import pairs, rounding
 
 FLOAT32 = np.float32
 
@@ -218,7 +218,7 @@ def test_rounded_rewinds_are_never_farther_apart_than_the_theorem_says(seed):
 
 @pytest.mark.parametrize("m", [cu.DescentToDelete(**DESCENT), cu.RewindToDelete(**REWIND)])
 def test_the_reserve_is_in_every_number(m):
-    share = 1 + base.ROUNDING_SHARE
+    share = 1 + pairs.ROUNDING_SHARE
     assert share == 1.001
     counted = cu.OutputPerturbation(init_radius=m.final_distance * share / 2)
     for options in ({"accountant": "interpolation"}, {}):
@@ -355,7 +355,7 @@ def test_narrow_parameters_have_wider_spacings():
 def test_abstract_parameters_pass():
     tx = cu.noisy_sgd(CLIPPED, 0.1, key=jax.random.key(0))
     state = tx.init({"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
-    assert cu.optimizer.evidence(state) == (0, 0)
+    assert cu.mechanisms.evidence(state) == (0, 0)
 
 
 def test_parameters_that_outgrow_their_noise_are_not_released():
