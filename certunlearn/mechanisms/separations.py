@@ -271,7 +271,7 @@ def _noisy(noisy: Any, steps: int) -> tuple[bool, ...] | None:
     found = tuple(checks.flag("noisy", value) for value in noisy)
     if not any(found):
         raise ValueError(
-            "noisy must be True for at least one step: nothing is hidden without noise"
+            "noisy must be True at one step or more: nothing is hidden without noise"
         )
     return None if all(found) else found
 
