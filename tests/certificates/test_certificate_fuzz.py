@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import certunlearn as cu
 from certunlearn import accounting, cli, mechanisms
 from certunlearn._numerics import checks
 from certunlearn.certificates import Certificate, claims, issuing
 from certunlearn.certificates.record import record_digest
 from certunlearn.certificates.verification import verify
-from certunlearn.mechanisms import DPSGD, GradientClipping, ModelClipping
+from certunlearn.mechanisms import DPSGD, GradientClipping, ModelClipping, records, sentences
 
 PARAMS = {"w": jnp.arange(4.0), "frozen": jnp.ones(2)}
 SHORT = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.5, steps=2)
@@ -30,12 +31,36 @@ MODELS = ModelClipping(init_radius=1.0, model_radius=1.0, learning_rate=0.1, ste
 PRIVATE = DPSGD(
     clip_norm=1.0, learning_rate=0.5, steps=3, sampling_rate=0.1, batch_size=50, deletions=2
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sideways(cu.Mechanism):
+    """A method that certunlearn does not have."""
+
+    steps: int
+    length: float
+
+    def separations(self):
+        return cu.Separations(
+            initial_distance=2.0,
+            contraction=[1.5, 0.5, 0.0, 0.9],
+            shift=self.length,
+            noisy=[True, False, True, True],
+            assumptions=["It steps aside."],
+        )
+
+    def update(self, center):
+        raise NotImplementedError
+
+
+# By the name of their accountant, or as what they are.
 CASES = {
     "interpolation": (VARIED, [6.0, 7.0, 6.0]),
     "closed-form": (DECAYING, 6.0),
     "coupling": (SHORT, 6.0),
     "product": (MODELS, 6.0),
     "dp-accounting": (PRIVATE, 2.0),
+    "own": (Sideways(steps=4, length=0.1), 6.0),
 }
 # The issuer's word, which no recorded number contradicts.
 WORD = {
@@ -53,7 +78,7 @@ def _issued(accountant):
         delta=1e-5,
         params=PARAMS,
         steps_run=mechanism.steps,
-        accountant=accountant,
+        accountant="interpolation" if accountant == "own" else accountant,
         frozen=["frozen"],
         forget_size=1,
         retain_size=None if accountant == "dp-accounting" else 9,
@@ -138,7 +163,7 @@ def assert_answered(record, folder):
     else:
         assert loaded == Certificate(**record)
     if outcome:
-        claim = ("mechanism", "noise_scale", "steps_run", "accountant", "delta")
+        claim = ("mechanism", "separations", "noise_scale", "steps_run", "accountant", "delta")
         epsilon, variation, assumptions = derived(
             json.dumps({name: record[name] for name in claim})
         )
@@ -152,7 +177,12 @@ def assert_answered(record, folder):
 def derived(text):
     """Epsilon, total variation and assumptions that follow from the recorded numbers."""
     record = json.loads(text)
-    planned = mechanisms.from_record(record["mechanism"])
+    trust = []
+    if record["separations"] is None:
+        planned = mechanisms.from_record(record["mechanism"])
+    else:
+        planned = records.separations_from_record(record["separations"])
+        trust = [sentences.trusted_separations(record["mechanism"]["name"])]
     run = planned.first(record["steps_run"])
     scale = checks.per_step("noise_scale", record["noise_scale"], planned.steps)
     claim = {
@@ -161,13 +191,13 @@ def derived(text):
         "delta": record["delta"],
     }
     variation = accounting.total_variation(run, **claim)
-    return accounting.epsilon(run, **claim), variation, list(planned.assumptions)
+    return accounting.epsilon(run, **claim), variation, [*planned.rests_on(), *trust]
 
 
 @pytest.mark.parametrize("accountant", CASES)
 def test_what_was_issued_verifies(accountant, tmp_path):
     record = issued(accountant)
-    assert record["accountant"] == accountant
+    assert record["accountant"] == (accountant if accountant != "own" else "interpolation")
     assert assert_answered(record, tmp_path)
 
 
