@@ -43,7 +43,7 @@ class Sideways(cu.Mechanism):
     def separations(self):
         return cu.Separations(
             initial_distance=2.0,
-            contraction=[1.5, 0.5, 0.0, 0.9],
+            contraction=[1.5, 0.5, 0.8, 0.6],
             shift=self.length,
             noisy=[True, False, True, True],
             assumptions=["It steps aside."],
