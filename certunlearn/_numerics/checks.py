@@ -196,6 +196,17 @@ def per_step(name: str, value: Any, steps: int, *, zero_allowed: bool = False) -
     return float(array) if array.ndim == 0 else tuple(array.tolist())
 
 
+def known(value: ScalarOrSchedule | None) -> PerStep:
+    """A field that `per_step` has normalised: a number or numbers, and no schedule any more.
+
+    Raises:
+      TypeError: if it has not.
+    """
+    if isinstance(value, float | tuple):
+        return value
+    raise TypeError(f"a number or numbers are needed here, got {shown(value)}")
+
+
 def _is_number(value: Any) -> bool:
     """Whether it may be one real number: not text, a bool, a complex number or an array of more."""
     if value is None or isinstance(value, bool | str | bytes | complex | np.ma.MaskedArray):

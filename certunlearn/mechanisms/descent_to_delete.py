@@ -1,9 +1,10 @@
 """Descent-to-delete: gradient descent on strongly convex losses, then one Gaussian."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Self
 
 from certunlearn._numerics import checks
+from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, sentences
 from certunlearn.mechanisms.strong_convexity import Contracting
 
@@ -47,7 +48,7 @@ class DescentToDelete(Contracting, pairs.StepsThenNoise):
     """
 
     initial_distance: float
-    learning_rate: Any
+    learning_rate: ScalarOrSchedule
     strong_convexity: float
     smoothness: float
     steps: int

@@ -1,14 +1,13 @@
 """Noisy SGD with clipped gradients: the mechanism of Koloskova et al. (ICML 2025)."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import optax
 from chex import ArrayTree
 
 from certunlearn._numerics import checks
-from certunlearn._numerics.checks import PerStep
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, published, sentences, updates
 
 
@@ -53,9 +52,9 @@ class GradientClipping(pairs.FromBall):
     """
 
     init_radius: float
-    clip_norm: Any
-    learning_rate: Any
-    weight_decay: Any = 0.0
+    clip_norm: ScalarOrSchedule
+    learning_rate: ScalarOrSchedule
+    weight_decay: ScalarOrSchedule = 0.0
     steps: int
     reference: str = "retrained"
     memoryless: bool = True
@@ -80,13 +79,12 @@ class GradientClipping(pairs.FromBall):
     @property
     def contraction(self) -> np.ndarray:
         """float64 `[steps]`: c_t = 1 - learning_rate_t * weight_decay_t, in [0, 1]."""
-        decayed = np.multiply(self.learning_rate, self.weight_decay)
-        return np.broadcast_to(1.0 - decayed, (self.steps,))
+        return pairs.decayed(self.steps, self.learning_rate, self.weight_decay)
 
     @property
     def shift(self) -> np.ndarray:
         """float64 `[steps]`: s_t = 2 * learning_rate_t * clip_norm_t, in parameter units."""
-        return np.broadcast_to(2.0 * np.multiply(self.learning_rate, self.clip_norm), (self.steps,))
+        return pairs.clipped_shift(self.steps, self.learning_rate, self.clip_norm)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -102,7 +100,10 @@ class GradientClipping(pairs.FromBall):
     def published_noise(self) -> published.PublishedNoise:
         """The formulas of Koloskova et al."""
         return published.of_gradient_clipping(
-            self.init_radius, self.clip_norm, self.learning_rate, self.weight_decay
+            self.init_radius,
+            checks.known(self.clip_norm),
+            checks.known(self.learning_rate),
+            checks.known(self.weight_decay),
         )
 
     def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
@@ -119,4 +120,4 @@ class GradientClipping(pairs.FromBall):
 
     def example_clip_norm(self) -> PerStep:
         """The clip norm: a mean of gradients that each keep it keeps it, too."""
-        return self.clip_norm
+        return checks.known(self.clip_norm)

@@ -1,7 +1,6 @@
 """Model clipping: what is bounded is the updated model, not the gradient."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from chex import ArrayTree
 
 from certunlearn import transforms
 from certunlearn._numerics import checks
-from certunlearn._numerics.checks import PerStep
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, sentences, updates
 
 
@@ -55,11 +54,11 @@ class ModelClipping(pairs.FromBall):
 
     init_radius: float
     model_radius: float
-    learning_rate: Any
-    weight_decay: Any = 0.0
+    learning_rate: ScalarOrSchedule
+    weight_decay: ScalarOrSchedule = 0.0
     steps: int
     init_noise_scale: float = 0.0
-    clip_norm: Any = None
+    clip_norm: ScalarOrSchedule | None = None
     reference: str = "retrained"
 
     def __post_init__(self) -> None:
@@ -89,15 +88,14 @@ class ModelClipping(pairs.FromBall):
         """float64 `[steps]`: 0, or 1 - learning_rate_t * weight_decay_t with `clip_norm`."""
         if self.clip_norm is None:
             return np.zeros(self.steps)
-        decayed = np.multiply(self.learning_rate, self.weight_decay)
-        return np.broadcast_to(1.0 - decayed, (self.steps,))
+        return pairs.decayed(self.steps, self.learning_rate, self.weight_decay)
 
     @property
     def shift(self) -> np.ndarray:
         """float64 `[steps]`: 2 * model_radius, or 2 * learning_rate_t * clip_norm_t."""
         if self.clip_norm is None:
             return np.full(self.steps, 2.0 * self.model_radius)
-        return np.broadcast_to(2.0 * np.multiply(self.learning_rate, self.clip_norm), (self.steps,))
+        return pairs.clipped_shift(self.steps, self.learning_rate, self.clip_norm)
 
     @property
     def diameter(self) -> float:
@@ -150,4 +148,4 @@ class ModelClipping(pairs.FromBall):
 
     def example_clip_norm(self) -> PerStep | None:
         """The clip norm of the second form."""
-        return self.clip_norm
+        return None if self.clip_norm is None else checks.known(self.clip_norm)

@@ -1,7 +1,7 @@
 """What the package's own mechanisms have in common: pairs of runs that state their separations."""
 
 import math
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from chex import ArrayTree
 
 from certunlearn import transforms
 from certunlearn._numerics import checks
-from certunlearn._numerics.checks import PerStep
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import base, rounding, sentences
 from certunlearn.mechanisms.separations import Separations, compact
 
@@ -23,10 +23,9 @@ ROUNDING_SHARE = 1e-3
 class PairOfRuns(base.Mechanism):
     """Two runs with properties for their separations, each with the most common default."""
 
-    diameter: Any = math.inf
-    init_noise_scale: Any = 0.0
-    memoryless: Any = True
-    initial_distance: Any
+    init_noise_scale: float = 0.0
+    memoryless: bool = True
+    initial_distance: float
 
     @property
     def contraction(self) -> np.ndarray:
@@ -37,6 +36,11 @@ class PairOfRuns(base.Mechanism):
     def shift(self) -> np.ndarray:
         """float64 `[steps]`, in parameter units: none."""
         return np.zeros(self.steps)
+
+    @property
+    def diameter(self) -> float:
+        """Largest distance of two points that a step can end at: nothing limits it."""
+        return math.inf
 
     @property
     def noisy(self) -> np.ndarray:
@@ -92,7 +96,7 @@ class FromBall(PairOfRuns):
     init_radius: float
 
     @property
-    def initial_distance(self) -> float:
+    def initial_distance(self) -> float:  # type: ignore[override]
         """Largest distance between the two starts, in parameter units."""
         return float(self.init_radius * (2.0 if self.reference == "retrained" else 1.0))
 
@@ -154,9 +158,9 @@ class StepsThenNoise(LastNoisy):
     """
 
     watches_magnitudes = True
-    rounding_share: Any
-    past_steps: Any
-    past_error: Any
+    rounding_share: float
+    past_steps: int
+    past_error: float
 
     @property
     def factors(self) -> np.ndarray:
@@ -199,9 +203,25 @@ def check_rounding_share(mechanism: StepsThenNoise) -> None:
     base.set_fields(mechanism, rounding_share=share)
 
 
-def check_decay(learning_rate: PerStep, weight_decay: PerStep) -> None:
+def clipped_shift(
+    steps: int, learning_rate: ScalarOrSchedule, clip_norm: ScalarOrSchedule | None
+) -> np.ndarray:
+    """float64 `[steps]`: how far two clipped gradients move runs apart, in parameter units."""
+    product = np.multiply(checks.known(learning_rate), checks.known(clip_norm))
+    return np.broadcast_to(2.0 * product, (steps,))
+
+
+def decayed(
+    steps: int, learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule
+) -> np.ndarray:
+    """float64 `[steps]`: the factor by which weight decay brings two runs nearer."""
+    product = np.multiply(checks.known(learning_rate), checks.known(weight_decay))
+    return np.broadcast_to(1.0 - product, (steps,))
+
+
+def check_decay(learning_rate: ScalarOrSchedule, weight_decay: ScalarOrSchedule) -> None:
     """Refuses weight decay that overshoots the centre."""
-    product = np.max(np.multiply(learning_rate, weight_decay))
+    product = np.max(np.multiply(checks.known(learning_rate), checks.known(weight_decay)))
     if product > 1:
         raise ValueError(
             f"weight_decay * learning_rate must be at most 1, got {product:g}; lower the "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import optax
@@ -10,6 +10,7 @@ from chex import ArrayTree
 
 from certunlearn import transforms
 from certunlearn._numerics import checks
+from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, sentences
 from certunlearn.mechanisms.strong_convexity import Contracting
 
@@ -59,7 +60,7 @@ class ProjectedNoisySGD(Contracting):
     """
 
     initial_distance: float
-    learning_rate: Any
+    learning_rate: ScalarOrSchedule
     strong_convexity: float
     smoothness: float
     steps: int

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import optax
 from chex import ArrayTree
 
 from certunlearn._numerics import checks
+from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, sentences, updates
 
 
@@ -63,7 +64,7 @@ class RewindToDelete(pairs.StepsThenNoise):
     (0.0042, 0.005082)
     """
 
-    learning_rate: Any
+    learning_rate: ScalarOrSchedule
     smoothness: float
     gradient_bound: float
     training_learning_rate: float
@@ -112,7 +113,7 @@ class RewindToDelete(pairs.StepsThenNoise):
         return problems
 
     @property
-    def initial_distance(self) -> float:
+    def initial_distance(self) -> float:  # type: ignore[override]
         """Largest distance of the two at the checkpoint, in parameter units."""
         # The recursion's sum, gamma * ((1 + gamma L)^t - 1) / (gamma L).
         return (
@@ -120,12 +121,12 @@ class RewindToDelete(pairs.StepsThenNoise):
         )
 
     @property
-    def past_steps(self) -> int:
+    def past_steps(self) -> int:  # type: ignore[override]
         """Steps without noise before the checkpoint."""
         return self.trained_steps
 
     @property
-    def past_error(self) -> float:
+    def past_error(self) -> float:  # type: ignore[override]
         """How far training leads two runs apart that differ by 1 more after each step."""
         return self._growth() / (self.training_learning_rate * self.smoothness)
 
@@ -138,7 +139,7 @@ class RewindToDelete(pairs.StepsThenNoise):
     @property
     def factors(self) -> np.ndarray:
         """float64 `[steps]`: 1 + learning_rate_t * smoothness, above 1."""
-        rates = np.broadcast_to(self.learning_rate, (self.steps,))
+        rates = np.broadcast_to(checks.known(self.learning_rate), (self.steps,))
         return np.asarray(1 + rates * self.smoothness)
 
     @property

@@ -270,9 +270,7 @@ def _noisy(noisy: Any, steps: int) -> tuple[bool, ...] | None:
         raise ValueError(f"noisy must have a bool for each of the {steps} steps, got {noisy!r:.80}")
     found = tuple(checks.flag("noisy", value) for value in noisy)
     if not any(found):
-        raise ValueError(
-            "noisy must be True at one step or more: nothing is hidden without noise"
-        )
+        raise ValueError("noisy must be True at one step or more: nothing is hidden without noise")
     return None if all(found) else found
 
 

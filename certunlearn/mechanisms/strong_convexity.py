@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import optax
 from chex import ArrayTree
 
 from certunlearn._numerics import checks, curvature
+from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, sentences, updates
 
 SERVED_FROM_STATE = (
@@ -26,13 +27,13 @@ SERVED_FROM_STATE = (
 class Contracting(pairs.PairOfRuns):
     """Fields and checks that both methods share; see them."""
 
-    initial_distance: Any
-    learning_rate: Any
-    strong_convexity: Any
-    smoothness: Any
-    past_steps: Any
-    past_factor: Any
-    past_drift: Any
+    initial_distance: float
+    learning_rate: ScalarOrSchedule
+    strong_convexity: float
+    smoothness: float
+    past_steps: int
+    past_factor: float
+    past_drift: float
 
     def _check(self) -> None:
         base.set_fields(
@@ -44,7 +45,7 @@ class Contracting(pairs.PairOfRuns):
         )
         base.check_learning_rate(self)
         curvature.check_curvature(self.strong_convexity, self.smoothness)
-        largest = float(np.max(self.learning_rate))
+        largest = float(np.max(checks.known(self.learning_rate)))
         if largest > 2 / self.smoothness:
             raise ValueError(
                 f"learning_rate must be at most 2 / smoothness = {2 / self.smoothness:g}, beyond "
@@ -70,7 +71,7 @@ class Contracting(pairs.PairOfRuns):
     @property
     def factors(self) -> np.ndarray:
         """float64 `[steps]`: max(|1 - gamma m|, |1 - gamma L|)."""
-        rates = np.broadcast_to(self.learning_rate, (self.steps,))
+        rates = np.broadcast_to(checks.known(self.learning_rate), (self.steps,))
         return curvature.factors(rates, self.strong_convexity, self.smoothness)
 
     @property
@@ -78,11 +79,11 @@ class Contracting(pairs.PairOfRuns):
         """What the steps leave of the initial distance, without noise or with the same."""
         return float(np.prod(self.factors) * self.start_distance)
 
-    def _next(self, stability_distance: float, gradient_difference: float) -> Any:
+    def _next(self, stability_distance: float, gradient_difference: float) -> Self:
         """What both methods do; see `ProjectedNoisySGD.next`."""
         stability = checks.positive("stability_distance", stability_distance)
         difference = checks.positive("gradient_difference", gradient_difference)
-        rates = np.broadcast_to(self.learning_rate, (self.steps,))
+        rates = np.broadcast_to(checks.known(self.learning_rate), (self.steps,))
         factor, drift = self.past_factor * float(np.prod(self.factors)), self.past_drift
         for c, rate in zip(self.factors.tolist(), rates.tolist(), strict=True):
             drift = c * drift + rate
