@@ -48,6 +48,8 @@ class Mechanism(abc.ABC):
         where separations hold whatever reaches the update.
       watches_magnitudes: whether the largest parameters of every step must be known, because the
         rounding of noiseless steps counts (see `mechanisms.rounding`).
+      start_radius: radius of the ball around the centre that starts are projected onto, in
+        parameter units; None if they are not.
 
     Guarantee:
       None by itself. A certificate for a mechanism holds if two runs of it, on the same batches and
@@ -82,6 +84,7 @@ class Mechanism(abc.ABC):
     uses_center: bool = False
     takes_before_clip: bool = False
     watches_magnitudes: bool = False
+    start_radius: float | None = None
 
     @abc.abstractmethod
     def separations(self) -> "Separations | None":
@@ -143,11 +146,6 @@ class Mechanism(abc.ABC):
         None where it is not known, as updates do more than contract.
         """
         del noise_scale
-        return None
-
-    @property
-    def start_radius(self) -> float | None:
-        """Radius of the ball around the centre that starts are projected onto, if they are."""
         return None
 
     # How it is run.

@@ -101,7 +101,7 @@ class FromBall(PairOfRuns):
         return float(self.init_radius * (2.0 if self.reference == "retrained" else 1.0))
 
     @property
-    def start_radius(self) -> float | None:
+    def start_radius(self) -> float | None:  # type: ignore[override]
         """Radius of the ball of starts."""
         return self.init_radius
 

@@ -148,7 +148,7 @@ class ProjectedNoisySGD(Contracting):
         return self.radius is not None
 
     @property
-    def start_radius(self) -> float | None:
+    def start_radius(self) -> float | None:  # type: ignore[override]
         """Radius of the ball, if there is one."""
         return self.radius
 

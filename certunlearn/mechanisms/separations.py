@@ -158,7 +158,7 @@ class Separations(base.Mechanism):
         )
 
     @property
-    def start_radius(self) -> float | None:
+    def start_radius(self) -> float | None:  # type: ignore[override]
         """Radius of the ball of starts of the simplest method; None for another."""
         if self.transform is not None or self.initial_distance == 0:
             return None
