@@ -263,7 +263,7 @@ def check_plan(mechanism: Any, noise_scale: Any, frozen: Any, accountant: str | 
         certificate holds, or schedules that do not fit into one.
     """
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-    names = accounting.available(mechanism)[:1] if accountant is None else (accountant,)
+    names = accounting.supported_names(mechanism)[:1] if accountant is None else (accountant,)
     refuse_costly(mechanism, scale, names[0])
     noise = list(scale) if isinstance(scale, tuple) else scale
     paths = list(covered_leaves.paths(frozen))
