@@ -36,7 +36,8 @@ def log_delta(epsilon: Any, mu: Any) -> np.ndarray:
 
     Args:
       epsilon: array of numbers >= 0.
-      mu: array of numbers >= 0 that broadcasts with it; infinity is allowed.
+      mu: array of numbers >= 0 that broadcasts with it; infinity is allowed. NaN counts as
+        infinity.
 
     Returns:
       float64 array, relative error of e^result at most 1e-9 for mu from 1e-6 to 1e3 and delta
@@ -47,7 +48,7 @@ def log_delta(epsilon: Any, mu: Any) -> np.ndarray:
     """
     epsilon, mu = np.broadcast_arrays(np.asarray(epsilon, float), np.asarray(mu, float))
     result = np.full(mu.shape, -np.inf)
-    result[np.isinf(mu)] = 0.0
+    result[~np.isfinite(mu)] = 0.0  # NaN, too, proves nothing
     inside = (mu > 0) & np.isfinite(mu) & np.isfinite(epsilon)
     if np.any(inside):
         result[inside] = _log_delta(epsilon[inside], mu[inside])
@@ -101,7 +102,7 @@ def epsilon(mu: Any, delta: float) -> np.ndarray:
     """
     mu = np.asarray(mu, float)
     log_target = np.log(delta)
-    result = np.where(np.isinf(mu), np.inf, 0.0)
+    result = np.where(np.isfinite(mu), 0.0, np.inf)  # NaN, too, proves nothing
     open_ = np.isfinite(mu) & (log_delta(0.0, mu) > log_target)
     if np.any(open_):
         inner = mu[open_]

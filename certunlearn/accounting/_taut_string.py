@@ -37,6 +37,8 @@ import numpy as np
 _STARTS = 50
 # Steps of all those runs together, which are fewer then: each takes half a microsecond.
 _MOST_STARTED = 5_000_000
+# Segments that grow beyond this are kept in the units of an earlier step, within float64.
+_LARGE = 1e120
 
 
 def gdp_mu(
@@ -153,8 +155,10 @@ def _energies(
     energies = []
     start = distance
     for c, s, sigma in zip(contraction, shift, noise_scale, strict=True):
-        rise, run, factor = c * start + s, sigma * sigma, c
+        rise, run, factor, own = c * start + s, sigma * sigma, c, 1.0
         start = 0.0
+        if c == 0:
+            stack.clear()  # what came before is forgotten, however large it has become
         # The hull's slopes must increase: what rises more steeply before is merged with what
         # follows. Cross-multiplied slopes, so that a noiseless step (run 0) needs no division.
         while stack:
@@ -163,6 +167,19 @@ def _energies(
             if below_rise * run < rise * below_run * factor_down:
                 break
             stack.pop()
+            if below_rise == below_run == 0:
+                factor = factor_down
+                continue
+            if factor_down > 1 and (
+                factor_down * below_rise > _LARGE or factor_down * factor_down * below_run > _LARGE
+            ):
+                # In the units of the earlier, as in the later's it would be beyond float64. Once
+                # the factor itself is, what is added is 0: noise that is left out is on the safe
+                # side, and there is no rise then, or the two would not have been merged.
+                rise = below_rise + rise / factor_down
+                run = below_run + run / factor_down / factor_down
+                factor, own = 1.0, own * factor_down
+                continue
             rise += factor_down * below_rise
             run += factor_down * factor_down * below_run
             factor = factor_down
@@ -171,7 +188,7 @@ def _energies(
             stack[-1] = (below_rise, below_run, below_factor * factor, below_energy)
         before = stack[-1][3] if stack else 0.0
         energy = before + _energy(rise, run)
-        stack.append((rise, run, 1.0, energy))
+        stack.append((rise, run, own, energy))
         energies.append(energy)
     return energies
 
@@ -179,4 +196,5 @@ def _energies(
 def _energy(rise: float, run: float) -> float:
     if rise == 0:
         return 0.0
-    return rise * rise / run if run > 0 else np.inf
+    energy = rise * rise / run if run > 0 else math.inf
+    return math.inf if math.isnan(energy) else energy

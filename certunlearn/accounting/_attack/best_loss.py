@@ -96,7 +96,8 @@ def epsilon(
 
     Returns:
       epsilon >= 0, rounded down: at anything smaller some memoryless updates within the separations
-      violate (epsilon, delta). Infinity without noise; at most `MAX_EPSILON` otherwise.
+      violate (epsilon, delta). Infinity without noise; at most `MAX_EPSILON` otherwise; 0 where
+      distances grow too far for float64.
 
     Raises:
       TypeError: if something is not a number.
@@ -110,9 +111,11 @@ def epsilon(
     """
     delta, rounds = checks.open_unit("delta", delta), checks.positive_int("rounds", rounds)
     run = _run(initial_distance, contraction, shift, noise_scale)
+    if not len(run.game.noise_scale):
+        return math.inf if run.mu > 0 else 0.0
     highest = float(_gaussian.epsilon(run.mu, delta))
-    if highest in (0.0, math.inf):
-        return highest
+    if highest in (0.0, math.inf) or not node_grid.fits(run.game):
+        return 0.0  # also where numbers are beyond float64, of which nothing is claimed
     highest = min(highest, MAX_EPSILON)
     reach = _reach(run, highest, delta)
     best, low, high, guess, nodes = 0.0, 0.0, highest, 0.0, _COARSE
@@ -142,7 +145,7 @@ def work(
     """About how many multiplications one round of `epsilon` takes; arguments as there."""
     run = _run(initial_distance, contraction, shift, noise_scale)
     highest = float(_gaussian.epsilon(run.mu, delta))
-    if highest in (0.0, math.inf):
+    if highest in (0.0, math.inf) or not node_grid.fits(run.game):
         return 0.0
     return node_grid.work(run.game, NODES, _reach(run, min(highest, MAX_EPSILON), delta))
 
@@ -164,9 +167,13 @@ def delta(
     >>> print(f"{delta(2.0, 1.0, [0.5] * 4, 7.4612632696, 0.6266):.3g}")
     1e-05
     """
-    mu = _run(initial_distance, contraction, shift, noise_scale).mu
-    if mu in (0.0, math.inf) or checks.real("epsilon", epsilon) > MAX_EPSILON:
-        return float(mu == math.inf)
+    run = _run(initial_distance, contraction, shift, noise_scale)
+    if not len(run.game.noise_scale):
+        return float(run.mu > 0)
+    if run.mu in (0.0, math.inf) or not node_grid.fits(run.game):
+        return 0.0
+    if checks.real("epsilon", epsilon) > MAX_EPSILON:
+        return 0.0
     return attack(initial_distance, contraction, shift, noise_scale, epsilon, nodes=nodes).delta
 
 
@@ -232,7 +239,7 @@ def _run(initial_distance: float, contraction: Any, shift: Any, noise_scale: Any
     c, s, sigma = (np.asarray(a, np.float64) for a in given)
     folded, carried = [], (1.0, 0.0)
     for c_t, s_t, sigma_t in zip(c.tolist(), s.tolist(), sigma.tolist(), strict=True):
-        carried = (c_t * carried[0], c_t * carried[1] + s_t)
+        carried = (c_t * carried[0], c_t * carried[1] + s_t) if c_t > 0 else (0.0, s_t)
         if sigma_t > 0:
             folded.append((*carried, sigma_t))
             carried = (1.0, 0.0)

@@ -40,6 +40,7 @@ _USUAL_REACH = 10.0
 _MAX_WIDTH = 2500.0  # standard deviations from the centre out to there, before noise is raised
 _ROUNDING = 1e-15  # of the probability accepted, for each step
 _CHUNK = 64  # target nodes at a time where grids do not match
+_FARTHEST = 1e100  # in parameter units: what states and noise may grow to
 _MOST_NODES = 500_000  # of a grid, where work is to be affordable
 _REGRIDDED = 4.0  # what a node costs there, as a multiple of where they do
 
@@ -123,6 +124,16 @@ def play(game: Game, epsilon: float, nodes: float, reach: float) -> Played:
         densities, spacing = moved * spacing, new
     left_out = 4 * len(sigma) * float(special.ndtr(-reach))
     return Played(thresholds, spacing, densities, left_out)
+
+
+def fits(game: Game) -> bool:
+    """Whether all states stay within float64."""
+    mean, spread = game.distance, 0.0
+    for c, s, sigma in zip(game.contraction, game.shift, game.noise_scale, strict=True):
+        mean, spread = c * mean + s, c * spread + sigma
+        if not mean + spread < _FARTHEST:
+            return False
+    return True
 
 
 def work(game: Game, nodes: float, reach: float) -> float:

@@ -57,6 +57,7 @@ def blocks(steps: Steps, length: int | None = None) -> Blocks:
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         contraction, shift, variance = 1.0, 0.0, 0.0
         for t in range(start, end + 1):
+            # With c = 0, what came before in the block is forgotten.
             c, sigma = float(steps.contraction[t]), float(used[t])
             contraction, shift = c * contraction, c * shift + float(steps.shift[t])
             variance = c * c * variance + sigma * sigma

@@ -91,6 +91,7 @@ from certunlearn.accounting import _gaussian, _taut_string
 from certunlearn.accounting._reflection import node_tables
 from certunlearn.accounting._reflection.blocks import Steps, affordable
 from certunlearn.accounting._reflection.node_tables import Resolution, Solved
+from certunlearn.accounting.accountant import LEAST_NOISE_SCALE
 
 _REFINEMENTS = 3
 # A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of
@@ -117,8 +118,8 @@ def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
     Returns:
       delta, at most that of shifted interpolation.
     """
-    if steps.distance == 0:
-        return 0.0  # one start, one law
+    if steps.distance == 0 or _mu(steps) == 0:
+        return 0.0  # one start, one law; or nothing is left to hide
     capped = float(_gaussian.delta(epsilon, _mu(steps)))
     if math.isinf(_mu(steps)) or delta_scale < LEAST_DELTA:
         return capped
@@ -181,6 +182,8 @@ def _noise_scale_once(
 ) -> float:
     steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
     largest = _mu(steps) / _gaussian.mu(epsilon, delta)  # what interpolation asks for
+    if steps.distance == 0 or largest == 0:  # one start, one law; or nothing is left to hide
+        return LEAST_NOISE_SCALE
     # At the noise that will do: which of it is of use depends on its scale.
     run, fine = affordable(steps._replace(noise=steps.noise * largest), delta)
     if len(run.noise) == 1 or delta < LEAST_DELTA:
