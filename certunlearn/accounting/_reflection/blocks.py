@@ -42,7 +42,7 @@ class Steps(NamedTuple):
 
 
 def blocks(steps: Steps, length: int | None = None) -> Blocks:
-    """The run with every `length` noisy steps merged into a block; see the module's docstring."""
+    """The run with every `length` noisy steps merged into a block; see docs/theory/coupling.md."""
     noisy = np.flatnonzero(steps.noise > 0)
     if not len(noisy):
         raise ValueError("steps without any noise cannot be bounded")
