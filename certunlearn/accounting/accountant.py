@@ -50,28 +50,32 @@ class Accountant(abc.ABC):
       follows a step is no post-processing of its parameters.
 
     >>> import certunlearn as cu
-    >>> class OneGaussian(Accountant):  # only the last noise, and all that it must hide
-    ...     name = "one-gaussian"
+    >>> class LastNoise(Accountant):  # the last noise alone, and all that it must hide
+    ...     name = "last-noise"
     ...
     ...     def unsupported_reason(self, mechanism):
     ...         stated = mechanism.separations()
-    ...         if stated is None or stated.steps > 1 or not stated.memoryless:
-    ...             return "one-gaussian is for one step"
-    ...         return None
+    ...         if stated is not None and stated.memoryless and stated.noisy is None:
+    ...             return None
+    ...         return "accountant='last-noise' needs memoryless steps with noise at each"
     ...
     ...     def epsilon(self, mechanism, noise_scale, delta):
-    ...         return cu.epsilon(self._single(mechanism), noise_scale=noise_scale, delta=delta)
+    ...         one, sigma = self._one_gaussian(mechanism.separations(), noise_scale)
+    ...         return cu.epsilon(one, noise_scale=sigma, delta=delta)
     ...
     ...     def delta(self, mechanism, noise_scale, epsilon):
-    ...         return cu.delta(self._single(mechanism), noise_scale=noise_scale, epsilon=epsilon)
+    ...         one, sigma = self._one_gaussian(mechanism.separations(), noise_scale)
+    ...         return cu.delta(one, noise_scale=sigma, epsilon=epsilon)
     ...
-    ...     def _single(self, mechanism):
-    ...         stated = mechanism.separations()
-    ...         apart = stated.separation(0, stated.initial_distance)
-    ...         return cu.OutputPerturbation(init_radius=apart / 2)
-    >>> m = cu.Separations(initial_distance=2.0, contraction=[0.5], shift=[0.1])
-    >>> round(cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant=OneGaussian()), 3)
-    4.104
+    ...     def _one_gaussian(self, stated, noise_scale):
+    ...         distance = stated.initial_distance  # until then both runs get the same noise
+    ...         for step in range(stated.steps):
+    ...             distance = stated.separation(step, distance)
+    ...         sigma = noise_scale[-1] if isinstance(noise_scale, tuple) else noise_scale
+    ...         return cu.Separations(initial_distance=distance, contraction=[1], shift=[0]), sigma
+    >>> m = cu.Separations(initial_distance=2.0, contraction=[0.5, 0.5], shift=[0.1, 0.1])
+    >>> round(cu.noise_scale(m, epsilon=1.0, delta=1e-5, accountant=LastNoise()), 3)
+    2.425
     """
 
     @property
