@@ -1,19 +1,10 @@
 """The accountant `"dp-accounting"`: differentially private training, with samples that are cut.
 
-A step has room for so many examples, and cuts a sample that is larger (`batches.poisson_sample`).
-That adds T o to delta at every epsilon, o = `batches.OVERFLOW`, whatever the number n of examples:
-
-Compare n examples with the n - j that are left without j <= k of them, and call S the sample of
-those that both have: a Binomial(n - j, q) number of them, with the same law in both runs, whatever
-the past. With room(n) for n examples, and room(n - j) for n - j, neither run cuts while
-|S| <= min(room(n) - k, room(n - j)). `batches.poisson_capacity` sees to it that room(m) is m, where
-nothing is ever cut, or has P(Binomial(m, q) > room(m) - k) <= o. So |S| is beyond with a chance of
-o at most (the larger of two such chances, as both are of the kind "|S| is large").
-
-Given S, a step that does not cut is dominated by the pair of `dp_sgd`, and one that cuts by the
-pair of all or nothing. Divergences are jointly convex, so a step is dominated by the pair that is
-all or nothing with chance o, and that of `dp_sgd` otherwise; T steps by the T-fold products (Zhu,
-Dong & Wang 2022, Theorem 10), which are at most 1 - (1 - o)^T <= T o further apart than without.
+It reads `mechanism.poisson_sampling()`. `_subsampled.profile` certifies steps that use the whole
+sample. A step has room for so many examples, and cuts a sample that is larger
+(`batches.poisson_sample`), with a chance of at most o = `batches.OVERFLOW`, whatever the number of
+examples. That adds T o to delta at every epsilon, for T steps, and nothing where all examples are
+in every step. docs/theory/subsampled.md proves both.
 """
 
 import math

@@ -59,9 +59,8 @@ def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):
     names = accounting.supported_names(m)
     assert "interpolation" in names
     assert ("coupling" in names) == m.memoryless
-    assert ("product" in names) == (name in ("resets only",) or not m.attackable or False) or (
-        "product" in names
-    ) == bool(np.all(np.isfinite(product.largest_separations(m))) and m.memoryless)
+    bounded = name in ("resets only", "noise at the first") or not m.attackable
+    assert ("product" in names) == bounded
     for each in names:
         found = cu.epsilon(m, **claim, accountant=each)
         assert reached <= found < math.inf, each
@@ -79,7 +78,7 @@ def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):
 @pytest.mark.parametrize(
     ("name", "mu"),
     [  # where no shift gives a choice, shifted interpolation is the truth
-        ("no shift", 2 * 1.04 / math.sqrt(1 + 1.3**2 + 1.3**2)),
+        ("no shift", 2 * 1.04 / math.sqrt(1.3**2 + 1 + 1)),
         ("noise at the first", 2 * 0.9),
         ("a reset to one point", 0.0),
         ("nothing", 0.0),
@@ -135,11 +134,6 @@ def two_noises(distance, first, second, delta):
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if bound(middle) <= delta else (middle, high)
-        low, high = min(low, high), max(low, high)
-        if bound(middle) <= delta:
-            high, low = middle, 0.0 if low >= middle else low
-        else:
-            low = middle
     return high
 
 
@@ -155,7 +149,7 @@ def test_growth_and_resets_are_the_integral_by_quadrature(first, second):
 GAMES = {
     "growth": (2.0, [1.1, 1.2, 1.3, 1.0], [0.1, 0.2, 0.1, 0.3], 1.0),
     "a reset": (2.0, [1.0, 0.9, 0.0, 1.0, 0.9], [0.1, 0.1, 1.5, 0.2, 0.1], 1.0),
-    "a reset to the next point": (2.0, [1.0, 0.9, 0.0, 1.0], [0.1, 0.1, 1e-9, 0.7], 1.0),
+    "a small reset": (2.0, [1.0, 0.9, 0.0, 1.0], [0.1, 0.1, 0.9, 0.7], 1.0),
     "a reset without noise": (2.0, [1.0, 0.0, 1.2, 1.0], [0.1, 0.9, 0.1, 0.2], [1, 0, 1, 1.0]),
     "a last shift in little noise": (1.0, [1.0, 1.0, 1.0], [0.0, 0.0, 1.5], [2.0, 1.0, 0.2]),
 }
@@ -270,7 +264,7 @@ def test_growth_before_a_reset_is_forgotten_and_other_growth_is_no_guarantee():
     assert best_loss.epsilon(2.0, [1.5] * 3000, 0.1, 1.0, DELTA) == 0  # nothing is claimed
     # The first noise that counts comes after growth from one point.
     apart = [0.0] * 2999 + [0.7]
-    m = stated(grown, apart, distance=0.0, noisy=[*quiet, True])
+    m = stated(grown, apart, distance=0.0, noisy=[*quiet, True], memoryless=False)
     assert accounting.mu(m, noise_scale=1.0) == pytest.approx(0.7)
 
 

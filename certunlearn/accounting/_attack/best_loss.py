@@ -4,28 +4,15 @@ Two runs start at +initial_distance/2 and -initial_distance/2 and play, in one d
 
     x <- c_t x + u_t(x) + N(0, sigma_t^2),    |u_t(x)| <= shift_t / 2,
 
-with memoryless policies u_t of an adversary's choice, who then guesses which run it was: with P_t
-and Q_t the laws of the two states, delta(epsilon) is the most of P_T(A) - e^epsilon Q_T(A). Plain
-SGD on a loss of the adversary's choice is one such game (a policy is what the clipped gradient
-does), so no sound accountant may certify less than this.
+with memoryless policies u_t of an adversary's choice, who then guesses which run it was. Plain SGD
+on a loss of the adversary's choice is one such game, so no sound accountant may certify less.
 
-**The policy.** Policy iteration moves x, wherever P_t > e^epsilon Q_t, to where the rest of the
-game makes acceptance likeliest, and elsewhere to where it is least likely; every round is an attack
-at least as good as the last. Take all policies of the form u_t(x) = +shift_t/2 right of a threshold
-and -shift_t/2 left of it. Then x -> c_t x + u_t(x) is increasing, which keeps the likelihood ratio
-P_t/Q_t increasing in x, and so does Gaussian noise; P_t > e^epsilon Q_t is a half-line; and the
-chance of acceptance increases in x whatever the later thresholds are. So a round of policy
-iteration yields such thresholds again, namely the points where P_t = e^epsilon Q_t, which depend on
-the earlier thresholds only. So there is one fixed point, it is the best of all threshold policies
-(a round would improve any other), and **one sweep forward finds it**: no backward pass, no choice
-of a start. For a target delta, Newton's method looks for the epsilon where the sweep's delta comes
-down to it; what is reported is where the last policy's own curve does, valid wherever that stops.
+docs/theory/attack.md proves it. What the code relies on:
 
-**Why the number is a lower bound.** The sweep is evaluated on a grid, by `attack_grid`, which says
-why its errors are on the safe side. A step without noise is folded into the next, which is exact.
-
-In dimension d the adversary plays this game along a line. The method is ours; the mechanism is that
-of Koloskova et al. (ICML 2025).
+- Any policy and any test make an attack. Policies here push up right of a threshold and down left
+  of it; the best thresholds are where P_t = e^epsilon Q_t, so one sweep forward finds them all.
+- `node_grid` evaluates the attack with errors on the safe side.
+- A step without noise is folded into the next, which is exact.
 """
 
 import math
