@@ -13,9 +13,9 @@ relies on, with w_t the product of c_k over t < k < tau:
 """
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _STARTS = 50
 # Steps of all those runs together, which are fewer then: each takes half a microsecond.
@@ -26,9 +26,9 @@ _LARGE = 1e120
 
 def gdp_mu(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     memoryless: bool = True,
     diameter: float = math.inf,
 ) -> float:
@@ -73,9 +73,9 @@ def gdp_mu(
 
 def gdp_mu_curve(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     memoryless: bool = True,
     diameter: float = math.inf,
 ) -> np.ndarray:
@@ -115,7 +115,7 @@ def _starts(steps: int) -> list[int]:
     return sorted({*spread.round().astype(int).tolist(), *range(max(1, steps - _STARTS), steps)})
 
 
-def _checked(name: str, value: Any) -> np.ndarray:
+def _checked(name: str, value: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -59,7 +59,7 @@ def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):
     names = accounting.supported_names(m)
     assert "interpolation" in names
     assert ("coupling" in names) == m.memoryless
-    bounded = name in ("resets only", "noise at the first") or not m.attackable
+    bounded = name in ("resets only", "a reset without noise") or not m.attackable
     assert ("product" in names) == bounded
     for each in names:
         found = cu.epsilon(m, **claim, accountant=each)

@@ -16,9 +16,10 @@ docs/theory/attack.md proves it. What the code relies on:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from certunlearn._numerics import checks
@@ -64,9 +65,9 @@ class _Run(NamedTuple):
 
 def epsilon(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     delta: float,
     *,
     rounds: int = 12,
@@ -127,7 +128,11 @@ def epsilon(
 
 
 def work(
-    initial_distance: float, contraction: Any, shift: Any, noise_scale: Any, delta: float
+    initial_distance: float,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
+    delta: float,
 ) -> float:
     """About how many multiplications one round of `epsilon` takes; arguments as there."""
     run = _run(initial_distance, contraction, shift, noise_scale)
@@ -139,9 +144,9 @@ def work(
 
 def delta(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     epsilon: float,
     *,
     nodes: float = NODES,
@@ -166,9 +171,9 @@ def delta(
 
 def attack(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     epsilon: float,
     *,
     nodes: float = NODES,
@@ -220,7 +225,9 @@ def attack(
     return Attack(epsilon, value, thresholds, grid, played.densities)
 
 
-def _run(initial_distance: float, contraction: Any, shift: Any, noise_scale: Any) -> _Run:
+def _run(
+    initial_distance: float, contraction: ArrayLike, shift: ArrayLike, noise_scale: ArrayLike
+) -> _Run:
     mu = _taut_string.gdp_mu(initial_distance, contraction, shift, noise_scale)  # checks them too
     given = np.broadcast_arrays(*np.atleast_1d(contraction, shift, noise_scale))
     c, s, sigma = (np.asarray(a, np.float64) for a in given)
