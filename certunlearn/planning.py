@@ -140,7 +140,7 @@ def plan_for(
     epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     if params is not None:
         params = checks.positive_int("params", params)
-    names = accounting.available(mechanism) if accountants is None else accountants
+    names = accounting.supported_names(mechanism) if accountants is None else accountants
     if accountants is None and not np.any(getattr(mechanism, "shift", 1)):
         # Interpolation is exact; others only say the same.
         names = [name for name in names if name not in ("coupling", "product")]

@@ -14,9 +14,8 @@ The integrand is positive and smooth; for mu <= 1 a Gauss-Legendre rule integrat
 precision. For mu > 1 the difference no longer cancels. Everything is done in logarithms.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 from scipy.optimize import elementwise
 
@@ -31,12 +30,13 @@ _SAFETY = 1e-12
 _TIGHT = {"xatol": 0.0, "xrtol": 4e-15, "fatol": 0.0, "frtol": 0.0}
 
 
-def log_delta(epsilon: Any, mu: Any) -> np.ndarray:
+def log_delta(epsilon: ArrayLike, mu: ArrayLike) -> np.ndarray:
     """Logarithm of the exact delta at `epsilon` of N(0, 1) against N(mu, 1).
 
     Args:
       epsilon: array of numbers >= 0.
-      mu: array of numbers >= 0 that broadcasts with it; infinity is allowed.
+      mu: array of numbers >= 0 that broadcasts with it; infinity is allowed. NaN counts as
+        infinity.
 
     Returns:
       float64 array, relative error of e^result at most 1e-9 for mu from 1e-6 to 1e3 and delta
@@ -47,7 +47,7 @@ def log_delta(epsilon: Any, mu: Any) -> np.ndarray:
     """
     epsilon, mu = np.broadcast_arrays(np.asarray(epsilon, float), np.asarray(mu, float))
     result = np.full(mu.shape, -np.inf)
-    result[np.isinf(mu)] = 0.0
+    result[~np.isfinite(mu)] = 0.0  # NaN, too, proves nothing
     inside = (mu > 0) & np.isfinite(mu) & np.isfinite(epsilon)
     if np.any(inside):
         result[inside] = _log_delta(epsilon[inside], mu[inside])
@@ -71,12 +71,12 @@ def _log_delta(epsilon: np.ndarray, mu: np.ndarray) -> np.ndarray:
     return result
 
 
-def delta(epsilon: Any, mu: Any) -> np.ndarray:
+def delta(epsilon: ArrayLike, mu: ArrayLike) -> np.ndarray:
     """The exact delta at `epsilon` of N(0, 1) against N(mu, 1); see `log_delta`."""
     return np.exp(log_delta(epsilon, mu))
 
 
-def total_variation(mu: Any) -> np.ndarray:
+def total_variation(mu: ArrayLike) -> np.ndarray:
     """Total-variation distance of N(0, 1) and N(mu, 1), 2 Phi(mu / 2) - 1.
 
     >>> round(float(total_variation(1.0)), 6)
@@ -85,7 +85,7 @@ def total_variation(mu: Any) -> np.ndarray:
     return special.erf(np.asarray(mu, float) / np.sqrt(8))
 
 
-def epsilon(mu: Any, delta: float) -> np.ndarray:
+def epsilon(mu: ArrayLike, delta: float) -> np.ndarray:
     """The smallest epsilon >= 0 at which N(0, 1) and N(mu, 1) are (epsilon, delta)-close.
 
     Args:
@@ -101,7 +101,7 @@ def epsilon(mu: Any, delta: float) -> np.ndarray:
     """
     mu = np.asarray(mu, float)
     log_target = np.log(delta)
-    result = np.where(np.isinf(mu), np.inf, 0.0)
+    result = np.where(np.isfinite(mu), 0.0, np.inf)  # NaN, too, proves nothing
     open_ = np.isfinite(mu) & (log_delta(0.0, mu) > log_target)
     if np.any(open_):
         inner = mu[open_]

@@ -1,49 +1,34 @@
 """Shifted interpolation, exactly: the best way to close the distance between two runs.
 
-Bok, Su & Altschuler (2024, "Shifted interpolation for differential privacy") follow a pair of runs
-with a third process that drifts from one to the other. With D_t the distance that is left and
-a_t >= 0 the part closed at step t,
+docs/theory/shifted_interpolation.md derives it (after Bok, Su & Altschuler 2024). What the code
+relies on, with w_t the product of c_k over t < k < tau:
 
-    D_0 = initial distance,   D_{t+1} = c_t D_t + s_t - a_t >= 0,   D_tau = 0,
-
-the two runs are mu-GDP with mu^2 = sum (a_t / sigma_t)^2, and any such a is a proof. The least mu
-is the energy of a taut string. Let w_t be the product of c_k over t < k < tau,
-
-    V_j = sum_{t<j} (w_t sigma_t)^2,
-    S_j = initial_distance * (product of c_k over k < tau) + sum_{t<j} w_t s_t.
-
-What has been closed after j steps, sum_{t<j} w_t a_t, may not exceed S_j, must end at S_tau, and
-costs sum (dS)^2 / dV: the minimiser is the lower convex hull of (0, 0), (V_1, S_1), ..., (V_tau,
-S_tau).
-
-**One hull serves every tau.** Let C be the product of c_k over k < tau and W_t = 1 / product of c_k
-over k <= t. Then w_t = C W_t, so V_j = C^2 U_j and S_j = C A_j with U and A free of tau, and the
-energy (dS)^2 / dV does not change under (S, V) -> (C S, C^2 V). The hulls for tau = 1, 2, ... are
-therefore the successive stages of one hull built point by point, in time linear in the number of
-steps. U and A themselves would overflow; each segment is kept in the units of its own step, with
-the factor that leads to the next segment's.
-
-**A diameter** limits how far apart two points can be after a step. A run is then also one that
-starts after any step, from any two points that far apart: hockey-stick divergences are convex in
-the pair of distributions, so what holds for any two starts holds for any two laws of them. The
-least mu over where it starts is taken.
+- The least mu for a run of tau steps is the root of the energy sum (dS)^2 / dV of the lower convex
+  hull of (0, 0), (V_1, S_1), ..., (V_tau, S_tau), V_j = sum_{t<j} (w_t sigma_t)^2 and
+  S_j = initial_distance * (product of c_k over k < tau) + sum_{t<j} w_t s_t.
+- One hull, built point by point, serves every tau: segments are kept in the units of a step, with
+  the factor that leads to the next segment's.
+- Any other path under S that ends at S_tau costs no less, and is a proof, too.
+- A diameter makes every step a start of two points that far apart, if the run is memoryless.
 """
 
 import math
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _STARTS = 50
 # Steps of all those runs together, which are fewer then: each takes half a microsecond.
 _MOST_STARTED = 5_000_000
+# Segments that grow beyond this are kept in the units of an earlier step, within float64.
+_LARGE = 1e120
 
 
 def gdp_mu(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     memoryless: bool = True,
     diameter: float = math.inf,
 ) -> float:
@@ -74,7 +59,8 @@ def gdp_mu(
       error is of the order of 1e-13.
 
     Source:
-      Bok, Su & Altschuler (2024), Theorem 3.1 and Section 4; exact optimisation above.
+      Bok, Su & Altschuler (2024), Theorem 3.1 and Section 4; exact optimisation:
+      docs/theory/shifted_interpolation.md.
 
     >>> gdp_mu(2.0, [1.0], [0.0], [1.0])
     2.0
@@ -87,9 +73,9 @@ def gdp_mu(
 
 def gdp_mu_curve(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     memoryless: bool = True,
     diameter: float = math.inf,
 ) -> np.ndarray:
@@ -129,7 +115,7 @@ def _starts(steps: int) -> list[int]:
     return sorted({*spread.round().astype(int).tolist(), *range(max(1, steps - _STARTS), steps)})
 
 
-def _checked(name: str, value: Any) -> np.ndarray:
+def _checked(name: str, value: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -153,8 +139,10 @@ def _energies(
     energies = []
     start = distance
     for c, s, sigma in zip(contraction, shift, noise_scale, strict=True):
-        rise, run, factor = c * start + s, sigma * sigma, c
+        rise, run, factor, own = c * start + s, sigma * sigma, c, 1.0
         start = 0.0
+        if c == 0:
+            stack.clear()  # what came before is forgotten, however large it has become
         # The hull's slopes must increase: what rises more steeply before is merged with what
         # follows. Cross-multiplied slopes, so that a noiseless step (run 0) needs no division.
         while stack:
@@ -163,6 +151,19 @@ def _energies(
             if below_rise * run < rise * below_run * factor_down:
                 break
             stack.pop()
+            if below_rise == below_run == 0:
+                factor = factor_down
+                continue
+            if factor_down > 1 and (
+                factor_down * below_rise > _LARGE or factor_down * factor_down * below_run > _LARGE
+            ):
+                # In the units of the earlier, as in the later's it would be beyond float64. Once
+                # the factor itself is, what is added is 0: noise that is left out is on the safe
+                # side, and there is no rise then, or the two would not have been merged.
+                rise = below_rise + rise / factor_down
+                run = below_run + run / factor_down / factor_down
+                factor, own = 1.0, own * factor_down
+                continue
             rise += factor_down * below_rise
             run += factor_down * factor_down * below_run
             factor = factor_down
@@ -171,7 +172,7 @@ def _energies(
             stack[-1] = (below_rise, below_run, below_factor * factor, below_energy)
         before = stack[-1][3] if stack else 0.0
         energy = before + _energy(rise, run)
-        stack.append((rise, run, 1.0, energy))
+        stack.append((rise, run, own, energy))
         energies.append(energy)
     return energies
 
@@ -179,4 +180,5 @@ def _energies(
 def _energy(rise: float, run: float) -> float:
     if rise == 0:
         return 0.0
-    return rise * rise / run if run > 0 else np.inf
+    energy = rise * rise / run if run > 0 else math.inf
+    return math.inf if math.isnan(energy) else energy

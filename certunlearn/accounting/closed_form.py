@@ -1,4 +1,6 @@
-"""The published formulas, as a baseline: checked by interpolation, refused where they do not hold.
+"""The accountant `"closed-form"`: the published formulas, as a baseline.
+
+They are checked by interpolation, and refused where they do not hold.
 
 Koloskova et al. (ICML 2025), Theorems 1 and 2, constants as published:
 
@@ -15,12 +17,10 @@ For `OutputPerturbation` the published formula is the classical Gaussian mechani
 2014, Theorem A.1), sigma = D sqrt(2 log(1.25/delta)) / eps, which fails for eps above about 1.
 """
 
-from typing import Any
-
 import numpy as np
 
-from certunlearn._numerics import checks
-from certunlearn.accounting import _gaussian, _runs
+from certunlearn._numerics.checks import PerStep
+from certunlearn.accounting import _gaussian, accountant, interpolation
 from certunlearn.mechanisms import Mechanism, PublishedNoise
 from certunlearn.mechanisms.published import constant
 
@@ -28,62 +28,68 @@ from certunlearn.mechanisms.published import constant
 _TOLERANCE = 1e-9
 
 
-def refusal(mechanism: Any) -> str | None:
-    """Why this accountant cannot be used, or None."""
-    if mechanism.published_noise() is not None:
-        return None
-    return (
-        f"accountant='closed-form' knows no published formula for {type(mechanism).__name__}; "
-        "leave accountant=None"
-    )
+class ClosedForm(accountant.Accountant):
+    """See the module."""
 
+    name = "closed-form"
 
-def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool = False) -> float:
-    """The published standard deviation (parameter units), if it holds at (epsilon, delta).
+    def unsupported_reason(self, mechanism: Mechanism) -> str | None:
+        """Mechanisms for which no formula was published."""
+        if mechanism.published_noise() is not None:
+            return None
+        return (
+            f"accountant='closed-form' knows no published formula for {type(mechanism).__name__}; "
+            "leave accountant=None"
+        )
 
-    Raises:
-      ValueError: if interpolation does not confirm it, or the mechanism has schedules.
-    """
-    del progress
-    sigma = _formula(mechanism).unit(mechanism.steps) * _formula(mechanism).spread(delta) / epsilon
-    _confirm(mechanism, sigma, epsilon, delta)
-    return sigma
+    def noise_scale(
+        self, mechanism: Mechanism, epsilon: float, delta: float, progress: bool = False
+    ) -> float:
+        """The published standard deviation (parameter units), if it holds at (epsilon, delta).
 
+        Raises:
+          ValueError: if interpolation does not confirm it, or the mechanism has schedules.
+        """
+        del progress
+        formula = _formula(mechanism)
+        sigma = formula.unit(mechanism.steps) * formula.spread(delta) / epsilon
+        _confirm(mechanism, sigma, epsilon, delta)
+        return sigma
 
-def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
-    """The epsilon at which the formula asks for this noise, if it holds there.
+    def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
+        """The epsilon at which the formula asks for this noise, if it holds there.
 
-    Raises:
-      ValueError: if interpolation does not confirm it, or there are schedules.
-    """
-    sigma = constant("noise_scale", scale)
-    claimed = _formula(mechanism).unit(mechanism.steps) * _formula(mechanism).spread(delta) / sigma
-    _confirm(mechanism, sigma, claimed, delta)
-    return claimed
+        Raises:
+          ValueError: if interpolation does not confirm it, or there are schedules.
+        """
+        sigma, formula = constant("noise_scale", noise_scale), _formula(mechanism)
+        claimed = formula.unit(mechanism.steps) * formula.spread(delta) / sigma
+        _confirm(mechanism, sigma, claimed, delta)
+        return claimed
 
+    def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
+        """The delta at which the formula asks for this noise, if it holds there.
 
-def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
-    """The delta at which the formula asks for this noise, if it holds there.
+        Raises:
+          ValueError: if interpolation does not confirm it, or there are schedules.
+        """
+        sigma, formula = constant("noise_scale", noise_scale), _formula(mechanism)
+        claimed = formula.delta(epsilon * sigma / formula.unit(mechanism.steps))
+        _confirm(mechanism, sigma, epsilon, claimed)
+        return claimed
 
-    Raises:
-      ValueError: if interpolation does not confirm it, or there are schedules.
-    """
-    sigma = constant("noise_scale", scale)
-    formula = _formula(mechanism)
-    claimed = formula.delta(epsilon * sigma / formula.unit(mechanism.steps))
-    _confirm(mechanism, sigma, epsilon, claimed)
-    return claimed
+    def epsilon_curve(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> np.ndarray:
+        """See `Accountant.epsilon_curve`; infinity where the formula does not hold."""
+        sigma, formula = constant("noise_scale", noise_scale), _formula(mechanism)
+        unit = np.array([formula.unit(t) for t in range(1, mechanism.steps + 1)])
+        claimed = unit * formula.spread(delta) / sigma
+        mu = interpolation.mu_curve(accountant.separations(mechanism), sigma)
+        holds = _gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
+        return np.concatenate([[np.inf], np.where(holds, claimed, np.inf)])
 
-
-def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """float64 `[steps + 1]`: epsilon of each number of steps; infinity where it does not hold."""
-    sigma = constant("noise_scale", scale)
-    formula = _formula(mechanism)
-    unit = np.array([formula.unit(t) for t in range(1, mechanism.steps + 1)])
-    claimed = unit * formula.spread(delta) / sigma
-    mu = _runs.mu_curve(_runs.separations(mechanism), sigma)
-    holds = _gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
-    return np.concatenate([[np.inf], np.where(holds, claimed, np.inf)])
+    def total_variation(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
+        """Interpolation's, which has confirmed the formulas: they say nothing of it themselves."""
+        return interpolation.Interpolation().total_variation(mechanism, noise_scale, delta)
 
 
 def _formula(mechanism: Mechanism) -> PublishedNoise:
@@ -92,8 +98,8 @@ def _formula(mechanism: Mechanism) -> PublishedNoise:
     return found
 
 
-def _confirm(mechanism: Any, sigma: float, epsilon: float, delta: float) -> None:
-    mu = _runs.mu_curve(_runs.separations(mechanism), sigma)[-1]
+def _confirm(mechanism: Mechanism, sigma: float, epsilon: float, delta: float) -> None:
+    mu = interpolation.mu_curve(accountant.separations(mechanism), sigma)[-1]
     if not _gaussian.delta(epsilon, mu) <= delta * (1 + _TOLERANCE):
         held = f"gives {float(_gaussian.epsilon(mu, delta)):.6g}" if 0 < delta < 1 else "gives more"
         raise ValueError(

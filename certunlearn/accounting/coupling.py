@@ -1,49 +1,122 @@
-"""The accountant `"coupling"`: reflection coupling, for memoryless updates."""
+"""The accountant `"coupling"`: reflection coupling, for memoryless updates.
 
-from typing import Any
+Far tighter than interpolation, which charges every step as if the runs could always be told apart.
+`_reflection.solution` says what the recursion relies on, and docs/theory/coupling.md proves it. It
+is capped by interpolation.
+
+It holds for any contraction, 0 and above 1 too, as the proof only asks that points at distance r be
+at most c r + s apart after the update. Growth beyond float64 is refused. Noise on the starts and a
+diameter are left out: a projection after the noise moves no two points apart.
+"""
 
 import numpy as np
 
 from certunlearn._numerics import checks
-from certunlearn.accounting import _runs
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
+from certunlearn.accounting import accountant, interpolation
 from certunlearn.accounting._reflection import solution
+from certunlearn.mechanisms import Mechanism
 from certunlearn.mechanisms.separations import with_noise
 
+# Most mu, by interpolation, at which coupling is tried unasked, or certified. Beyond it epsilon is
+# in the hundreds: worth nothing to anyone, and e^epsilon nears the end of float64.
+COUPLED_MU = 20.0
+# Most growth of a distance in all, so that blocks of steps stay within float64.
+_MOST_GROWTH = 1e100
 
-def refusal(mechanism: Any) -> str | None:
-    """Why this accountant cannot be used, or None."""
-    if mechanism.separations() is None:
-        return "accountant='coupling' needs a mechanism with separations; use 'dp-accounting'"
-    if not _runs.separations(mechanism).memoryless:
+
+class Coupling(accountant.Accountant):
+    """See the module."""
+
+    name = "coupling"
+
+    def unsupported_reason(self, mechanism: Mechanism) -> str | None:
+        """Mechanisms without separations, with memory, or whose distances grow beyond float64."""
+        stated = mechanism.separations()
+        if stated is None:
+            return "accountant='coupling' needs a mechanism with separations; use 'dp-accounting'"
+        if not stated.memoryless:
+            return (
+                "accountant='coupling' needs a memoryless mechanism: with optimizer state, runs "
+                "whose parameters meet need not stay together; use accountant='interpolation'"
+            )
+        steps = stated.steps if np.ndim(stated.contraction) == 0 else 1
+        growth = steps * np.sum(np.log(np.maximum(stated.contraction, 1.0)))
+        if growth > np.log(_MOST_GROWTH):
+            return (
+                "accountant='coupling' needs steps that together let a distance grow by a factor "
+                f"of at most {_MOST_GROWTH:g}; use accountant='interpolation'"
+            )
+        return None
+
+    def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
+        """See `Accountant.epsilon`."""
+        return solution.epsilon(steps_of(mechanism, noise_scale), delta)
+
+    def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
+        """See `Accountant.delta`."""
+        return solution.delta(steps_of(mechanism, noise_scale), epsilon)
+
+    def noise_scale(
+        self, mechanism: Mechanism, epsilon: float, delta: float, progress: bool = False
+    ) -> float:
+        """See `Accountant.noise_scale`."""
+        return solution.noise_scale(steps_of(mechanism, 1.0), epsilon, delta, progress)
+
+    def epsilon_curve(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> np.ndarray:
+        """See `Accountant.epsilon_curve`."""
+        return solution.epsilon_curve(steps_of(mechanism, noise_scale), delta)
+
+    def total_variation(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
+        """See `Accountant.total_variation`; by the tables that are made for `delta`."""
+        return solution.delta(steps_of(mechanism, noise_scale), 0.0, delta)
+
+    def unaffordable_reason(self, mechanism: Mechanism, noise_scale: PerStep) -> str | None:
+        """Runs whose epsilon is in the hundreds anyway."""
+        stated = mechanism.separations()
+        mu = None if stated is None else float(interpolation.mu_curve(stated, noise_scale)[-1])
+        if mu is not None and mu <= COUPLED_MU:
+            return None
         return (
-            "accountant='coupling' needs a memoryless mechanism: with optimizer state, runs whose "
-            "parameters meet need not stay together; use accountant='interpolation'"
+            "accountant must be another than coupling where interpolation gives mu above "
+            f"{COUPLED_MU:g}, got mu = {mu!r}"
         )
-    return None
 
 
-def steps(mechanism: Any, scale: checks.PerStep) -> solution.Steps:
+def steps_of(mechanism: Mechanism, noise_scale: PerStep) -> solution.Steps:
     """The run. A projection after the noise, which moves nothing apart, is left out."""
-    return solution.Steps(*with_noise(_runs.separations(mechanism), scale))
+    return solution.Steps(*with_noise(accountant.separations(mechanism), noise_scale))
 
 
-def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
-    """See `certunlearn.epsilon`."""
-    return solution.epsilon(steps(mechanism, scale), delta)
+def epsilon_bracket(
+    mechanism: Mechanism, *, noise_scale: ScalarOrSchedule, delta: float, tolerance: float = 0.02
+) -> tuple[float, float]:
+    """Coupling's epsilon with every rounding of its tables to one side, and to the other.
 
+    What finer tables could still gain: the discretisation error of the recursion. Not to be
+    confused with `epsilon_lower_bound`, below which no accountant can go.
 
-def delta(
-    mechanism: Any, scale: checks.PerStep, epsilon: float, delta_scale: float = 1e-5
-) -> float:
-    """See `certunlearn.delta`, and `solution.delta` for `delta_scale`."""
-    return solution.delta(steps(mechanism, scale), epsilon, delta_scale)
+    Arguments, errors and guarantee (of the second number) as for `epsilon` with
+    `accountant="coupling"`, and
 
+    Args:
+      tolerance: how far apart the two may be, as a share of the second. Tables are refined until
+        they are as near, three times at most: each takes about five times as long as the one
+        before.
 
-def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:
-    """See `certunlearn.noise_scale`."""
-    return solution.noise_scale(steps(mechanism, 1.0), epsilon, delta, progress)
+    Returns:
+      (optimistic, pessimistic): the second is certified, and at most what `epsilon` gives. The
+      first is no certificate of anything: see docs/theory/coupling.md.
 
-
-def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """See `certunlearn.epsilon_curve`."""
-    return solution.epsilon_curve(steps(mechanism, scale), delta)
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.25, steps=2)
+    >>> low, high = epsilon_bracket(m, noise_scale=5.0, delta=1e-5)
+    >>> 0.98 * high <= low <= high
+    True
+    """
+    delta, tolerance = checks.open_unit("delta", delta), checks.positive("tolerance", tolerance)
+    scale = accountant.checked_noise(mechanism, noise_scale)
+    reason = Coupling().unsupported_reason(mechanism)
+    if reason is not None:
+        raise ValueError(reason)
+    return solution.bracket(steps_of(mechanism, scale), delta, tolerance)

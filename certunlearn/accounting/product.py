@@ -24,12 +24,12 @@ Balle et al. (2019); the proof above is the whole of it.
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from certunlearn._numerics import checks
-from certunlearn.accounting import _gaussian, _runs
+from certunlearn._numerics.checks import PerStep
+from certunlearn.accounting import _gaussian, accountant
+from certunlearn.mechanisms import Mechanism, Separations
 from certunlearn.mechanisms.separations import with_noise
 
 _HALVINGS = 60
@@ -46,127 +46,147 @@ _ROUNDED_UP = 1 + 1e-12
 _MOST_LESS = 50.0  # logarithm of the factor by which less noise is sought than one step needs
 
 
-def refusal(mechanism: Any) -> str | None:
-    """Why this accountant cannot be used, or None."""
-    if mechanism.separations() is None:
-        return "accountant='product' needs a mechanism with separations; use 'dp-accounting'"
-    if not np.all(np.isfinite(_runs.largest_separations(_runs.separations(mechanism)))):
-        return (
-            "accountant='product' needs models that are projected at every step, as in "
-            "ModelClipping: without, two models may be any distance apart"
-        )
-    if not _runs.separations(mechanism).memoryless:
-        return "accountant='product' needs a memoryless mechanism"
-    return None
+class Product(accountant.Accountant):
+    """See the module."""
+
+    name = "product"
+
+    def unsupported_reason(self, mechanism: Mechanism) -> str | None:
+        """Mechanisms whose separations are not bounded, or that have memory."""
+        stated = mechanism.separations()
+        if stated is None:
+            return "accountant='product' needs a mechanism with separations; use 'dp-accounting'"
+        if not np.all(np.isfinite(largest_separations(stated))):
+            return (
+                "accountant='product' needs models that are projected at every step, as in "
+                "ModelClipping: without, two models may be any distance apart"
+            )
+        if not stated.memoryless:
+            return "accountant='product' needs a memoryless mechanism"
+        return None
+
+    def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
+        """See `Accountant.epsilon`; infinity beyond 1000."""
+        stated = accountant.separations(mechanism)
+        if _last(stated, noise_scale, np.array([_LARGEST]))[0] > delta:
+            return math.inf
+        low, high = 0.0, _LARGEST
+        for _ in range(_SEARCHES):
+            grid = np.linspace(low, high, _AT_ONCE)
+            holds = np.flatnonzero(_last(stated, noise_scale, grid) <= delta)
+            first = int(holds[0]) if len(holds) else len(grid) - 1  # `high` holds
+            if first == 0:
+                return float(grid[0])
+            low, high = float(grid[first - 1]), float(grid[first])
+        return high
+
+    def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
+        """See `Accountant.delta`."""
+        stated = accountant.separations(mechanism)
+        return float(_last(stated, noise_scale, np.array([epsilon]))[0])
+
+    def noise_scale(
+        self, mechanism: Mechanism, epsilon: float, delta: float, progress: bool = False
+    ) -> float:
+        """See `Accountant.noise_scale`: by bisection, rounded up."""
+        del progress
+        stated = accountant.separations(mechanism)
+
+        def holds(log_scale: float) -> bool:
+            return float(_last(stated, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
+
+        # One Gaussian for the last separation alone is enough.
+        last = largest_separations(stated)[stated.noisy_steps][-1]
+        if last == 0:  # nothing is left to hide
+            return accountant.LEAST_NOISE_SCALE
+        high = math.log(last / _gaussian.mu(epsilon, delta)) + 1e-9
+        low, least = high - 1.0, high - _MOST_LESS
+        while holds(low):
+            if low < least:  # noise on the start is enough by itself
+                return math.exp(low)
+            low, high = low - 1.0, low
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return math.exp(high) * (1 + 1e-12)
+
+    def epsilon_curve(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> np.ndarray:
+        """See `Accountant.epsilon_curve`; between steps worked out it has the last one's number.
+
+        That is an upper bound, as no step raises delta. Of at most `_ALL_STEPS` steps all are
+        worked out.
+        """
+        stated = accountant.separations(mechanism)
+        stops = np.arange(1, min(mechanism.steps, _MOST_STEPS) + 1)
+        if mechanism.steps > _ALL_STEPS:
+            stops = np.unique(np.geomspace(1, len(stops), _POINTS).astype(int))
+        curve = np.full(mechanism.steps + 1, np.inf)
+        curve[stops] = _epsilons(stated, noise_scale, delta, stops)
+        if mechanism.steps > stops[-1]:
+            curve[-1] = self.epsilon(mechanism, noise_scale, delta)
+        return np.minimum.accumulate(curve)
 
 
-def epsilon(mechanism: Any, scale: checks.PerStep, delta: float) -> float:
-    """See `certunlearn.epsilon`; infinity beyond 1000."""
+def largest_separations(stated: Separations) -> np.ndarray:
+    """float64 `[steps]`: the most that two points can be apart after each update, maybe infinity.
 
-    if _last(mechanism, scale, np.array([_LARGEST]))[0] > delta:
-        return math.inf
-    low, high = 0.0, _LARGEST
-    for _ in range(_SEARCHES):
-        grid = np.linspace(low, high, _AT_ONCE)
-        holds = np.flatnonzero(_last(mechanism, scale, grid) <= delta)
-        first = int(holds[0]) if len(holds) else len(grid) - 1  # `high` holds
-        if first == 0:
-            return float(grid[0])
-        low, high = float(grid[first - 1]), float(grid[first])
-    return high
-
-
-def delta(mechanism: Any, scale: checks.PerStep, epsilon: float) -> float:
-    """See `certunlearn.delta`."""
-    return float(_last(mechanism, scale, np.array([epsilon]))[0])
-
-
-def noise_scale(mechanism: Any, epsilon: float, delta: float, progress: bool) -> float:
-    """See `certunlearn.noise_scale`: by bisection, rounded up."""
-    del progress
-
-    def holds(log_scale: float) -> bool:
-        return float(_last(mechanism, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
-
-    # One Gaussian for the last separation alone is enough.
-    last = _runs.largest_separations(_runs.separations(mechanism))[
-        _runs.separations(mechanism).noisy_steps
-    ][-1]
-    high = math.log(last / _gaussian.mu(epsilon, delta)) + 1e-9
-    low, least = high - 1.0, high - _MOST_LESS
-    while holds(low):
-        if low < least:  # noise on the start is enough by itself
-            return math.exp(low)
-        low, high = low - 1.0, low
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return math.exp(high) * (1 + 1e-12)
-
-
-def epsilon_curve(mechanism: Any, scale: checks.PerStep, delta: float) -> np.ndarray:
-    """See `certunlearn.epsilon_curve`; between the steps worked out it has the last one's number.
-
-    That is an upper bound, as no step raises delta. Of at most `_ALL_STEPS` steps all are worked
-    out.
+    Whatever came before: after a noise anything within the diameter is possible, and without one
+    what the update before led to.
     """
-    stops = np.arange(1, min(mechanism.steps, _MOST_STEPS) + 1)
-    if mechanism.steps > _ALL_STEPS:
-        stops = np.unique(np.geomspace(1, len(stops), _POINTS).astype(int))
-    curve = np.full(mechanism.steps + 1, np.inf)
-    curve[stops] = _epsilons(mechanism, scale, delta, stops)
-    if mechanism.steps > stops[-1]:
-        curve[-1] = epsilon(mechanism, scale, delta)
-    return np.minimum.accumulate(curve)
+    found, distance = [], stated.initial_distance
+    if stated.init_noise_scale > 0:
+        distance = math.inf
+    run = with_noise(stated, 1.0)
+    each = (run.contraction.tolist(), run.shift.tolist(), stated.noisy_steps.tolist())
+    for c, s, noisy in zip(*each, strict=True):
+        found.append(s if c == 0 else c * distance + s)
+        # Starts need not be within the diameter: what a step ends at is.
+        distance = min(stated.diameter, math.inf if noisy else found[-1])
+    return np.array(found)
 
 
-def _epsilons(mechanism: Any, scale: checks.PerStep, delta: float, stops: np.ndarray) -> np.ndarray:
+def _epsilons(stated: Separations, scale: PerStep, delta: float, stops: np.ndarray) -> np.ndarray:
     """float64 `[stops]`: epsilon of the run stopped after so many steps, rounded up."""
     low, high = np.zeros(len(stops)), np.full(len(stops), _LARGEST)
-    none = _at(mechanism, scale, low, stops) <= delta
-    never = _at(mechanism, scale, high, stops) > delta
+    none = _at(stated, scale, low, stops) <= delta
+    never = _at(stated, scale, high, stops) > delta
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        holds = _at(mechanism, scale, middle, stops) <= delta
+        holds = _at(stated, scale, middle, stops) <= delta
         low, high = np.where(holds, low, middle), np.where(holds, middle, high)
     return np.where(none, 0.0, np.where(never, np.inf, high))
 
 
-def _at(
-    mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray, stops: np.ndarray
-) -> np.ndarray:
+def _at(stated: Separations, scale: PerStep, epsilons: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """float64 `[stops]`: delta after `stops[i]` steps at `epsilons[i]`."""
     found = np.empty(len(stops))
-    each = itertools.islice(_steps(mechanism, scale, epsilons), int(stops[-1]))
+    each = itertools.islice(_steps(stated, scale, epsilons), int(stops[-1]))
     for step, deltas in enumerate(each, 1):
         now = stops == step
         found[now] = deltas[now]
     return found
 
 
-def _last(mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray) -> np.ndarray:
+def _last(stated: Separations, scale: PerStep, epsilons: np.ndarray) -> np.ndarray:
     """float64 `[epsilons]`: delta after the last step, for each epsilon."""
     found = np.ones(len(epsilons))
-    for each in _steps(mechanism, scale, epsilons, max(0, mechanism.steps - _MOST_STEPS)):
+    for each in _steps(stated, scale, epsilons, max(0, stated.steps - _MOST_STEPS)):
         found = each
     return found
 
 
 def _steps(
-    mechanism: Any, scale: checks.PerStep, epsilons: np.ndarray, skipped: int = 0
+    stated: Separations, scale: PerStep, epsilons: np.ndarray, skipped: int = 0
 ) -> Iterator[np.ndarray]:
     """float64 `[epsilons]` for each step from `skipped` on: delta after it."""
     with np.errstate(divide="ignore"):  # log(e^0 - 1)
         log_extra = epsilons + np.log(-np.expm1(-epsilons))
     found = np.ones(len(epsilons))
-    stated = _runs.separations(mechanism)
     if stated.init_noise_scale > 0:
         start = stated.initial_distance / stated.init_noise_scale
         found = np.asarray(_gaussian.delta(epsilons, start))
     noise = with_noise(stated, scale).noise[skipped:]
-    for separation, sigma in zip(
-        _runs.largest_separations(_runs.separations(mechanism))[skipped:], noise, strict=True
-    ):
+    for separation, sigma in zip(largest_separations(stated)[skipped:], noise, strict=True):
         if sigma > 0:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
             apart = separation / sigma

@@ -92,6 +92,13 @@ def check_accountant(accountant: Any) -> str | None:
     return checks.choice("accountant", accountant, accounting.ACCOUNTANTS)
 
 
+def check_affordable(accountant: str, run: Mechanism, scale: checks.PerStep) -> None:
+    """Raises ValueError for claims that would take long to derive, and that nobody issues."""
+    reason = accounting.unaffordable_reason(accountant, run, scale)
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def first_steps(scale: checks.PerStep, steps: int) -> checks.PerStep:
     """The noise scale of the first `steps` steps."""
     return scale[:steps] if isinstance(scale, tuple) else scale

@@ -23,8 +23,6 @@ COUPLING_TOLERANCE = 1e-5
 # The attack is a search: one that stops a round earlier loses about this much at most.
 ATTACK_TOLERANCE = 1e-4
 
-# Most deletions that private training is certified for.
-MOST_DELETIONS = 10_000
 
 
 def certify(
@@ -156,8 +154,8 @@ def check_plan(
     """
     scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
     basis = claims.basis_of(mechanism)
-    name = claims.check_accountant(accountant) or accounting.available(basis.planned)[0]
-    refuse_costly(basis.planned, scale, name)
+    name = claims.check_accountant(accountant) or accounting.supported_names(basis.planned)[0]
+    claims.check_affordable(name, basis.planned, scale)
     noise = list(scale) if isinstance(scale, tuple) else scale
     paths = list(covered_leaves.paths(frozen))
     record = mechanisms.to_record(mechanism)
@@ -209,7 +207,7 @@ def _epsilon(
         actual, accountant = accounting.least_epsilon(run, **claim)
     else:
         try:
-            refuse_costly(run, run_scale, accountant)
+            claims.check_affordable(accountant, run, run_scale)
             actual = accounting.epsilon(run, **claim, accountant=accountant)
         except ValueError:
             if run.steps == planned_steps:
@@ -227,25 +225,6 @@ def _epsilon(
         if actual >= epsilon * (1 - TOLERANCE):
             actual = epsilon
     return actual, accountant
-
-
-def refuse_costly(run: Mechanism, run_scale: checks.PerStep, accountant: str) -> None:
-    """Refuses claims that would take long to derive and that nobody issues.
-
-    Raises:
-      ValueError: if coupling is asked about a run whose epsilon is in the hundreds anyway, or more
-        deletions are claimed of private training than any table of them could hold.
-    """
-    if accountant == "coupling":
-        mu = accounting.mu(run, noise_scale=run_scale)
-        if mu is None or not mu <= accounting.COUPLED_MU:
-            raise ValueError(
-                f"accountant must be another than coupling where interpolation gives mu above "
-                f"{accounting.COUPLED_MU:g}, got mu = {mu!r}"
-            )
-    sampling = run.poisson_sampling()
-    if sampling is not None and sampling.deletions > MOST_DELETIONS:
-        raise ValueError(f"deletions must be at most {MOST_DELETIONS}, got {sampling.deletions}")
 
 
 def _versions() -> dict[str, str]:

@@ -117,7 +117,7 @@ def _claim_problems(certificate: Certificate) -> list[str]:
         problems = planned.size_problems(certificate.retain_size, certificate.forget_size)
         if problems:
             return problems
-        issuing.refuse_costly(run, run_scale, certificate.accountant)
+        claims.check_affordable(certificate.accountant, run, run_scale)
         return _number_problems(certificate, run, run_scale)
     except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
         return [f"the claim cannot be derived: {error}"]

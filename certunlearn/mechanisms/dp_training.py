@@ -36,7 +36,7 @@ class DPSGD(base.Mechanism):
       ValueError: if an argument is out of range.
 
     Guarantee:
-      None by itself. `accounting.dp_sgd` turns it into group privacy for k examples.
+      None by itself. `accounting.subsampled` turns it into group privacy for k examples.
 
     >>> m = DPSGD(
     ...     clip_norm=1.0,

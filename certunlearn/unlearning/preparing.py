@@ -231,7 +231,7 @@ def _noise_scale(
         )
     # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
     # least of all accountants does; the others' time is saved for the end.
-    if accountant is None and "interpolation" in accounting.available(mechanism):
+    if accountant is None and "interpolation" in accounting.supported_names(mechanism):
         accountant = "interpolation"
     accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)

@@ -305,7 +305,7 @@ SEPARATIONS = ("interpolation", "coupling", "product")
     ],
 )
 def test_available(m, names):
-    available = cu.available(m)
+    available = cu.accounting.supported_names(m)
     assert available == names
     for name in set(accounting.ACCOUNTANTS) - set(available):
         with pytest.raises(ValueError, match=f"'{name}'"):

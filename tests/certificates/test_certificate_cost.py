@@ -162,7 +162,7 @@ def test_an_accountant_that_is_not_for_the_mechanism_is_a_problem(name):
         delta=1e-5,
         params=PARAMS,
         steps_run=mechanism.steps,
-        accountant=accounting.available(mechanism)[0],
+        accountant=accounting.supported_names(mechanism)[0],
     )
     record = dataclasses.asdict(issued) | {"accountant": accountant}
     record["record_digest"] = record_digest(record)

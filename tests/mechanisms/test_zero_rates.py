@@ -58,7 +58,7 @@ def test_a_step_of_rate_zero_moves_no_two_points_apart_and_none_together(m):
 @every
 def test_every_accountant_takes_them_in_the_right_order(m):
     found = {}
-    for name in accounting.available(m):
+    for name in accounting.supported_names(m):
         if name == "closed-form":
             with pytest.raises(ValueError, match="learning_rate must be one number"):
                 cu.epsilon(m, noise_scale=2.0, delta=1e-5, accountant=name)

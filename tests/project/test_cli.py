@@ -75,7 +75,7 @@ def test_plan_prints_a_table():
     sigma = cu.noise_scale(MECHANISM.first(2), epsilon=1.0, delta=1e-5, **EXACT)
     assert f"{sigma:.6g}" in done.stdout
     for words in (
-        *accounting.available(MECHANISM),
+        *accounting.supported_names(MECHANISM),
         "TV limit",
         "true epsilon",
         "best number of steps",

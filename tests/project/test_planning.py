@@ -54,7 +54,7 @@ def test_the_numbers_are_the_accountants():
 def test_all_accountants_are_shown_and_the_default_is_among_them():
     plan = planning.make_plan(**TARGET, **BALL, steps=2)
     entries = {entry.accountant: entry for entry in plan.accountants}
-    assert tuple(entries) == accounting.available(plan.mechanism)
+    assert tuple(entries) == accounting.supported_names(plan.mechanism)
     noises = [entry.noise_scale for entry in entries.values() if entry.refused is None]
     assert entries["coupling"].noise_scale == min(noises)
     assert min(noises) == accounting.noise_scale(plan.mechanism, **TARGET)

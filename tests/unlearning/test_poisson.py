@@ -12,7 +12,7 @@ from scipy import stats
 
 import certunlearn as cu
 from certunlearn._numerics import batches, binomial
-from certunlearn.accounting import poisson_training
+from certunlearn.accounting import subsampled
 from certunlearn.accounting._subsampled import profile
 
 SIZE = 40
@@ -141,7 +141,7 @@ def test_certificates_carry_the_cut_and_nothing_that_grows_with_epsilon():
     everyone = cu.DPSGD(
         clip_norm=1.0, learning_rate=1.0, steps=4, sampling_rate=1.0, batch_size=10, deletions=1
     )
-    assert poisson_training._cut(everyone) == 0
+    assert subsampled._cut(everyone) == 0
 
 
 def test_a_delta_that_is_all_for_the_cut_is_refused():

@@ -73,7 +73,7 @@ def batch_size(mechanism):
 
 
 def accountant(mechanism):
-    names = cu.available(mechanism)
+    names = cu.accounting.supported_names(mechanism)
     return "product" if isinstance(mechanism, cu.ModelClipping) else names[0]
 
 

@@ -4,34 +4,22 @@ Two runs start at +initial_distance/2 and -initial_distance/2 and play, in one d
 
     x <- c_t x + u_t(x) + N(0, sigma_t^2),    |u_t(x)| <= shift_t / 2,
 
-with memoryless policies u_t of an adversary's choice, who then guesses which run it was: with P_t
-and Q_t the laws of the two states, delta(epsilon) is the most of P_T(A) - e^epsilon Q_T(A). Plain
-SGD on a loss of the adversary's choice is one such game (a policy is what the clipped gradient
-does), so no sound accountant may certify less than this.
+with memoryless policies u_t of an adversary's choice, who then guesses which run it was. Plain SGD
+on a loss of the adversary's choice is one such game, so no sound accountant may certify less.
 
-**The policy.** Policy iteration moves x, wherever P_t > e^epsilon Q_t, to where the rest of the
-game makes acceptance likeliest, and elsewhere to where it is least likely; every round is an attack
-at least as good as the last. Take all policies of the form u_t(x) = +shift_t/2 right of a threshold
-and -shift_t/2 left of it. Then x -> c_t x + u_t(x) is increasing, which keeps the likelihood ratio
-P_t/Q_t increasing in x, and so does Gaussian noise; P_t > e^epsilon Q_t is a half-line; and the
-chance of acceptance increases in x whatever the later thresholds are. So a round of policy
-iteration yields such thresholds again, namely the points where P_t = e^epsilon Q_t, which depend on
-the earlier thresholds only. So there is one fixed point, it is the best of all threshold policies
-(a round would improve any other), and **one sweep forward finds it**: no backward pass, no choice
-of a start. For a target delta, Newton's method looks for the epsilon where the sweep's delta comes
-down to it; what is reported is where the last policy's own curve does, valid wherever that stops.
+docs/theory/attack.md proves it. What the code relies on:
 
-**Why the number is a lower bound.** The sweep is evaluated on a grid, by `attack_grid`, which says
-why its errors are on the safe side. A step without noise is folded into the next, which is exact.
-
-In dimension d the adversary plays this game along a line. The method is ours; the mechanism is that
-of Koloskova et al. (ICML 2025).
+- Any policy and any test make an attack. Policies here push up right of a threshold and down left
+  of it; the best thresholds are where P_t = e^epsilon Q_t, so one sweep forward finds them all.
+- `node_grid` evaluates the attack with errors on the safe side.
+- A step without noise is folded into the next, which is exact.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from certunlearn._numerics import checks
@@ -77,9 +65,9 @@ class _Run(NamedTuple):
 
 def epsilon(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     delta: float,
     *,
     rounds: int = 12,
@@ -96,7 +84,8 @@ def epsilon(
 
     Returns:
       epsilon >= 0, rounded down: at anything smaller some memoryless updates within the separations
-      violate (epsilon, delta). Infinity without noise; at most `MAX_EPSILON` otherwise.
+      violate (epsilon, delta). Infinity without noise; at most `MAX_EPSILON` otherwise; 0 where
+      distances grow too far for float64.
 
     Raises:
       TypeError: if something is not a number.
@@ -110,9 +99,11 @@ def epsilon(
     """
     delta, rounds = checks.open_unit("delta", delta), checks.positive_int("rounds", rounds)
     run = _run(initial_distance, contraction, shift, noise_scale)
+    if not len(run.game.noise_scale):
+        return math.inf if run.mu > 0 else 0.0
     highest = float(_gaussian.epsilon(run.mu, delta))
-    if highest in (0.0, math.inf):
-        return highest
+    if highest in (0.0, math.inf) or not node_grid.fits(run.game):
+        return 0.0  # also where numbers are beyond float64, of which nothing is claimed
     highest = min(highest, MAX_EPSILON)
     reach = _reach(run, highest, delta)
     best, low, high, guess, nodes = 0.0, 0.0, highest, 0.0, _COARSE
@@ -137,21 +128,25 @@ def epsilon(
 
 
 def work(
-    initial_distance: float, contraction: Any, shift: Any, noise_scale: Any, delta: float
+    initial_distance: float,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
+    delta: float,
 ) -> float:
     """About how many multiplications one round of `epsilon` takes; arguments as there."""
     run = _run(initial_distance, contraction, shift, noise_scale)
     highest = float(_gaussian.epsilon(run.mu, delta))
-    if highest in (0.0, math.inf):
+    if highest in (0.0, math.inf) or not node_grid.fits(run.game):
         return 0.0
     return node_grid.work(run.game, NODES, _reach(run, min(highest, MAX_EPSILON), delta))
 
 
 def delta(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     epsilon: float,
     *,
     nodes: float = NODES,
@@ -164,17 +159,21 @@ def delta(
     >>> print(f"{delta(2.0, 1.0, [0.5] * 4, 7.4612632696, 0.6266):.3g}")
     1e-05
     """
-    mu = _run(initial_distance, contraction, shift, noise_scale).mu
-    if mu in (0.0, math.inf) or checks.real("epsilon", epsilon) > MAX_EPSILON:
-        return float(mu == math.inf)
+    run = _run(initial_distance, contraction, shift, noise_scale)
+    if not len(run.game.noise_scale):
+        return float(run.mu > 0)
+    if run.mu in (0.0, math.inf) or not node_grid.fits(run.game):
+        return 0.0
+    if checks.real("epsilon", epsilon) > MAX_EPSILON:
+        return 0.0
     return attack(initial_distance, contraction, shift, noise_scale, epsilon, nodes=nodes).delta
 
 
 def attack(
     initial_distance: float,
-    contraction: Any,
-    shift: Any,
-    noise_scale: Any,
+    contraction: ArrayLike,
+    shift: ArrayLike,
+    noise_scale: ArrayLike,
     epsilon: float,
     *,
     nodes: float = NODES,
@@ -226,13 +225,15 @@ def attack(
     return Attack(epsilon, value, thresholds, grid, played.densities)
 
 
-def _run(initial_distance: float, contraction: Any, shift: Any, noise_scale: Any) -> _Run:
+def _run(
+    initial_distance: float, contraction: ArrayLike, shift: ArrayLike, noise_scale: ArrayLike
+) -> _Run:
     mu = _taut_string.gdp_mu(initial_distance, contraction, shift, noise_scale)  # checks them too
     given = np.broadcast_arrays(*np.atleast_1d(contraction, shift, noise_scale))
     c, s, sigma = (np.asarray(a, np.float64) for a in given)
     folded, carried = [], (1.0, 0.0)
     for c_t, s_t, sigma_t in zip(c.tolist(), s.tolist(), sigma.tolist(), strict=True):
-        carried = (c_t * carried[0], c_t * carried[1] + s_t)
+        carried = (c_t * carried[0], c_t * carried[1] + s_t) if c_t > 0 else (0.0, s_t)
         if sigma_t > 0:
             folded.append((*carried, sigma_t))
             carried = (1.0, 0.0)

@@ -1,29 +1,16 @@
 """Playing a game of thresholds on a grid, so that what is reported is not above the truth.
 
-The game is that of `attack`, whose policies move the state x by +shift_t/2 right of a threshold and
-by -shift_t/2 left of it. Here the thresholds for one epsilon are found in a single sweep, while the
+The game is that of `best_loss`, whose policies move the state x by +shift_t/2 right of a threshold
+and by -shift_t/2 left of it. The thresholds for one epsilon are found in a single sweep, while the
 two densities are carried along.
 
-**Why the number is a lower bound.** Any thresholds make an attack, so errors in *placing* them do
-no harm, only those in *evaluating* it do. With K the kernel of N(0, sigma_t^2),
+docs/theory/attack.md says why the number is a lower bound. What the code relies on:
 
-    P_{t+1}(y) = int_{x > theta} P_t(x) K(y - c x - s/2) dx
-               + int_{x < theta} P_t(x) K(y - c x + s/2) dx
-
-and both integrands are entire functions, of width sigma at least, cut at theta. Far from the cut
-the sum over an even grid is exact beyond float64 (its error falls like exp(-(2 pi sigma / h)^2 / 4)
-in the spacing h); at the cut the weights integrate the interpolating polynomial through 16 nodes.
-Everything but those few weights is positive, so that tails keep their *relative* accuracy, which
-e^epsilon Q needs. At `attack.NODES` nodes a standard deviation the relative error of delta is below
-1e-8 (seen against Gauss-Legendre quadrature, finer grids, and exact values where shift = 0);
-`ERROR` of delta is subtracted for it, and float64's rounding of the probability accepted. The noise
-and the states that are left out, beyond `reach` standard deviations, have probability 4 T
-Phi(-reach) at most; e^epsilon times that is subtracted, too.
-
-Noise so small that it would need too many nodes is raised, which is on the safe side, too: the game
-with more noise is a mixture, over the extra noise n_t as public randomness, of games with the
-original noise in which the adversary plays u_t(x + m_t), m_{t+1} = c_t m_t + n_t, so the best of
-those is at least as good.
+- Errors in placing thresholds do no harm, only those in evaluating them do.
+- Sums over an even grid are exact beyond float64 away from a cut; at the cut, 16 weights integrate
+  the interpolating polynomial. `ERROR` of delta is subtracted for it, float64's rounding, and the
+  probability beyond `reach` standard deviations, also e^epsilon times.
+- Raising noise that would need too many nodes only makes the attack weaker.
 """
 
 import math
@@ -40,6 +27,7 @@ _USUAL_REACH = 10.0
 _MAX_WIDTH = 2500.0  # standard deviations from the centre out to there, before noise is raised
 _ROUNDING = 1e-15  # of the probability accepted, for each step
 _CHUNK = 64  # target nodes at a time where grids do not match
+_FARTHEST = 1e100  # in parameter units: what states and noise may grow to
 _MOST_NODES = 500_000  # of a grid, where work is to be affordable
 _REGRIDDED = 4.0  # what a node costs there, as a multiple of where they do
 
@@ -123,6 +111,16 @@ def play(game: Game, epsilon: float, nodes: float, reach: float) -> Played:
         densities, spacing = moved * spacing, new
     left_out = 4 * len(sigma) * float(special.ndtr(-reach))
     return Played(thresholds, spacing, densities, left_out)
+
+
+def fits(game: Game) -> bool:
+    """Whether all states stay within float64."""
+    mean, spread = game.distance, 0.0
+    for c, s, sigma in zip(game.contraction, game.shift, game.noise_scale, strict=True):
+        mean, spread = c * mean + s, c * spread + sigma
+        if not mean + spread < _FARTHEST:
+            return False
+    return True
 
 
 def work(game: Game, nodes: float, reach: float) -> float:

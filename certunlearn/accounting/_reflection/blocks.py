@@ -42,7 +42,7 @@ class Steps(NamedTuple):
 
 
 def blocks(steps: Steps, length: int | None = None) -> Blocks:
-    """The run with every `length` noisy steps merged into a block; see the module's docstring."""
+    """The run with every `length` noisy steps merged into a block; see docs/theory/coupling.md."""
     noisy = np.flatnonzero(steps.noise > 0)
     if not len(noisy):
         raise ValueError("steps without any noise cannot be bounded")
@@ -57,6 +57,7 @@ def blocks(steps: Steps, length: int | None = None) -> Blocks:
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         contraction, shift, variance = 1.0, 0.0, 0.0
         for t in range(start, end + 1):
+            # With c = 0, what came before in the block is forgotten.
             c, sigma = float(steps.contraction[t]), float(used[t])
             contraction, shift = c * contraction, c * shift + float(steps.shift[t])
             variance = c * c * variance + sigma * sigma

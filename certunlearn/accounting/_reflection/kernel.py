@@ -1,4 +1,6 @@
-"""Weights of one step of the reflection-coupling recursion, compiled; `coupling` says why.
+"""Weights of one step of the reflection-coupling recursion, compiled.
+
+docs/theory/coupling.md says why.
 
 All lengths here are in units of the step's noise, and m is the slope of L along a pair's way:
 L + m (D - rho) at distance D. Everything is float64, switched on locally.
@@ -49,7 +51,7 @@ class Rows(NamedTuple):
       time: float64 `[rows]`: the share of the noise after which nodes are looked out for.
       near: int32 `[rows]`: the last node to be hit almost surely in what is left of it.
       first: int32 `[rows]`: the first node of the moments.
-      moments: float64 `[rows, kinds, moments]`: see `coupling_rows._moments`.
+      moments: float64 `[rows, kinds, moments]`: see `node_rows._moments`.
       levels: float64 `[rows, columns]`: L >= 0.
       thetas: float64 `[rows, columns]`: where the mirror stands.
     """

@@ -80,7 +80,7 @@ def _moments(
     h = (nodes[np.minimum(place + 1, len(nodes) - 1)] - nodes[place])[..., None]
     distance = nodes[place][..., None] + h * _POINTS
     rho, t = separations[:, None, None], time[:, None, None]
-    # Relative to the cell's first node, lest it underflow.
+    # Relative to the cell's first node, so that it does not underflow.
     density = np.exp(-h * _POINTS * (distance + nodes[place][..., None] - 2 * rho) / (8 * t))
     density = density * h * _WEIGHTS / (2 * np.sqrt(2 * np.pi * t))
     # Eight Gauss points integrate e^(k u) times such polynomials to this share of the result:

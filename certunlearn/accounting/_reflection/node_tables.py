@@ -1,4 +1,4 @@
-"""Tables of the reflection-coupling recursion, step by step from the end; `coupling` says why."""
+"""Tables of the coupling recursion, step by step from the end; see docs/theory/coupling.md."""
 
 import math
 from collections.abc import Callable
@@ -310,7 +310,7 @@ def _missed(
 ) -> np.ndarray:
     """Values with what it costs that a node may be missed, float64 `[2, size, columns]`.
 
-    First where nodes are hit almost surely, then where they need not be; see `coupling`.
+    First where nodes are hit almost surely, then where they need not be (docs/theory/coupling.md).
     """
     values = _padded(table.values, size)
     if optimistic:

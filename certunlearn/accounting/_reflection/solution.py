@@ -1,81 +1,21 @@
-"""Reflection coupling: what plain SGD needs, with every error on the safe side.
+"""Epsilon, delta, noise scale and curve by reflection coupling, with every error on the safe side.
 
-**The quantity.** Updates are memoryless: the parameters after step t are x + u_t(x) + noise with
-one function u_t for both runs (given the batches, which both share). For a test a_0 with values in
-[0, 1] let a_k(x) be its expectation with k steps to go from x. All that an accountant needs is a
-function V_k(L, r) with
+docs/theory/coupling.md proves all of it. What the code relies on:
 
-    a_k(x) - e^L a_k(y) <= V_k(L, r)    whenever |x - y| <= r, for every test and updates,
-
-for then delta(epsilon) <= V_T(epsilon, initial distance). V_0 = 1 for r > 0, and V_k(L, 0) = 0
-for L >= 0. For L < 0 the complement of the test gives V(L) = 1 - e^L + e^L V(-L). In g = e^L both
-sides are linear for fixed points, so a chord in g between two upper bounds is an upper bound.
-
-**One step.** In units of the step's noise let the displaced points be rho apart, p = N(rho/2, 1)
-and q = N(-rho/2, 1) along the line through them. Then a_k(x) - g a_k(y) is the integral of a_{k-1}
-against p - g q, which is positive right of z* = L / rho. *Any* pairing of its positive mass w with
-negative mass n proves a bound: the integral of w V_{k-1}(log(n/w), distance of the pair). Pairs
-are mirror images in m = (1 - theta) z*, 0 <= theta < 1; of several theta the best is taken for
-each (L, rho). A pair at distance D, of which the positive one is at m + D / 2, has
-
-    L' = L + m (D - rho) + log((1 - e^(-rho (D + D*) / 2)) / (1 - e^(-rho (D - D*) / 2)))
-
-and positive mass p (1 - e^(-rho (D - D*) / 2)), where D* = 2 theta z* is where that begins.
-
-**Smaller separations need no maximum.** Let C be the functions a with a(v) - g a(v') <= V(L,
-|v - v'|) for all pairs, V nondecreasing in r. For rho' < rho the kernel v -> c v + sqrt(1 - c^2) Z,
-c = rho' / rho, maps N(+-rho/2, 1) to N(+-rho'/2, 1), and averaging a member of C over it (the same
-Z at all points) gives a member of C, since distances shrink. So the best value at rho' is at most
-that at rho, hence at most the value of any pairing at rho. If V is not monotone, the argument holds
-for its lower envelope inf over r' >= r of V(L, r'), which is valid and not above V.
-
-**Brownian pairs.** A single noise, or several with no shift between them, is one Brownian motion.
-A pair with mirror m moves as x = W_t and y = 2 m t - W_t. Its distance D is a Brownian motion of
-rate 4 and drift -2 m, and by Girsanov's theorem L moves along a line, L + m (D - rho). If it meets,
-at L' >= 0, it is worth V(L', 0) = 0. It may be stopped at any stopping time: for what is left of
-the noise both move alike, which keeps V. Under the positive measure, alive pairs at time t have
-density e^(-m (D - rho) / 2 - m^2 t / 2) (phi(D - rho) - phi(D + rho)), where phi is that of
-variance 4 t; with the logarithm above, which is for one noise only, phi(D - rho)
-(1 - e^(-rho (D - D*) / (2 t))) takes the place of the difference.
-
-**Steps of a long run** are merged into blocks: all shifts first, then all noise, in one motion.
-Drive two pairs by the same noise with the same m, the one displaced step by step as an adversary
-likes, the other by the most there can be at once. Their L are the same, as it moves with the noise
-only. The second is farther apart by at least what is outstanding; so it does not meet sooner, and
-ends at least as far apart. The first meets at L' >= 0 since m <= z* for the larger separation.
-(Contraction changes nothing: in units in which it is 1, shifts and noise grow.) So a block of k
-steps is bounded by contraction prod c and shift sum w s, followed by Brownian pairs in noise of
-variance sum (w sigma)^2, w the product of the later contractions. Blocks whose shift is small go
-without the logarithm, too, as it gains little there. In the first steps, while the two are too far
-apart to meet, both move alike, and the noise is not used.
-
-**Between the nodes nothing is interpolated.** Bounds are stored at some distances only, so each
-pair is stopped at one: from time t = 1 - eta on, when it reaches a node. From u of the way between
-two nodes h apart it reaches the upper one first with weight e^(-m h (1 - u) / 2) sinh(m h u / 2) /
-sinh(m h / 2), which is a hat function but for the tilt that belongs to L. What is lost is noise, a
-share of at most eta, however many steps there are. A pair that has no node by the time 1 is counted
-*in addition*, as far apart as the upper node: it is so with a chance below 4 min(u, 1 - u) times
-e^-x / (1 - e^-8x), x = 2 pi^2 eta / h^2. (The series for a Brownian motion in an interval, with
-sin(k pi u) <= k sin(pi u) <= k pi min(u, 1 - u); its tilt has the factor e^(-m^2 eta / 2), which is
-below what the sinh is short of the hat by, if eta >= h^2 / 12.) With the logarithm, L on the way to
-either node is a chord below it: it is convex, so nodes take the least of the tangents in the
-middles of their two cells. 1 - e^(...) is concave and counts as its tangent; exponentials of the
-tilt count as quadratics above them. From D* to the next node everything counts as at that node.
-Mass beyond the tables or a state's window counts as 1 (left of the window, that of positive
-distances); L beyond the highest level, as that level.
-
-**Optimistic** values take every one of these to the other side: nodes are reached after the time 1,
-by extra noise; nothing is missed or beyond; chords and tangents change places; values between
-levels are geometric means, which are below V where it is log-concave in L, as it is for Gaussians.
-They are not a bound on the truth, and that they are below the exact recursion is shown by argument
-and comparison with finer tables, not proved. They say what finer tables could still gain.
-
-**Cost.** The same for 50 steps as for a million: blocks are few, a step is a sparse matrix, and
-equal steps share one. Where weight decay forgets, blocks must be short against its memory, and
-are more.
-
-Source: ours. Reflection coupling is due to Lindvall & Rogers (1986); privacy profiles and their
-discretisation by chords, to Doroshenko et al. (2022).
+- Updates are memoryless: given the batches, both runs are moved by the same function. So pairs that
+  have met stay together, and V_k(L, 0) = 0 for L >= 0.
+- V_k(L, r) bounds a_k(x) - e^L a_k(y) for every test a, k steps before the end, and all |x - y| <=
+  r. delta(epsilon) is at most V_T(epsilon, initial distance). V falls in L, rises in r, and is
+  convex in e^L.
+- Points at distance r are at most c r + s apart after an update, with any c >= 0. At c = 0 both
+  runs forget what came before.
+- Any pairing of positive with negative mass is valid, along the line of the two points only: noise
+  across it is shared. Which mirror is chosen, and how much noise is used, never matters for
+  soundness.
+- Steps may be merged into blocks, all shifts first; the last block is one Gaussian, as nothing is
+  observed inside it.
+- Pairs are stopped at the nodes of tables. The slope of L within a cell may have either sign.
+- Shifted interpolation caps every number.
 """
 
 import contextlib
@@ -91,6 +31,7 @@ from certunlearn.accounting import _gaussian, _taut_string
 from certunlearn.accounting._reflection import node_tables
 from certunlearn.accounting._reflection.blocks import Steps, affordable
 from certunlearn.accounting._reflection.node_tables import Resolution, Solved
+from certunlearn.accounting.accountant import LEAST_NOISE_SCALE
 
 _REFINEMENTS = 3
 # A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of
@@ -117,8 +58,8 @@ def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
     Returns:
       delta, at most that of shifted interpolation.
     """
-    if steps.distance == 0:
-        return 0.0  # one start, one law
+    if steps.distance == 0 or _mu(steps) == 0:
+        return 0.0  # one start, one law; or nothing is left to hide
     capped = float(_gaussian.delta(epsilon, _mu(steps)))
     if math.isinf(_mu(steps)) or delta_scale < LEAST_DELTA:
         return capped
@@ -181,6 +122,8 @@ def _noise_scale_once(
 ) -> float:
     steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
     largest = _mu(steps) / _gaussian.mu(epsilon, delta)  # what interpolation asks for
+    if steps.distance == 0 or largest == 0:  # one start, one law; or nothing is left to hide
+        return LEAST_NOISE_SCALE
     # At the noise that will do: which of it is of use depends on its scale.
     run, fine = affordable(steps._replace(noise=steps.noise * largest), delta)
     if len(run.noise) == 1 or delta < LEAST_DELTA:
@@ -204,7 +147,7 @@ def _noise_scale_once(
         start = _Search(top - _STRIDE, _gaussian_slope(epsilon, delta), top)
         coarsely = _search(lambda at: excess(at, coarse), start, (-_GUESS, _GUESS))
         start = _Search(coarsely.at, coarsely.slope, top)
-        # A hair of room, for the last digits of a recomputation.
+        # A little room, for the last digits of a recomputation.
         found = _search(lambda at: excess(at, fine), start, (1e-4, _NEAR))
     return min(largest, math.exp(found.best) * (1 + 1e-12))
 

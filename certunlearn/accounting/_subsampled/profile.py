@@ -1,45 +1,17 @@
 """The certificate of noisy training (Abadi et al. 2016), for the deletion of k examples at once.
 
-Every step draws each example with probability q, independently, adds up gradients clipped to norm
-C, adds noise N(0, (noise_multiplier * C)^2 I), and divides by a number that does not depend on who
-was drawn or deleted. Training so without the k examples is what the result is indistinguishable
-from: deletion itself then costs nothing.
+docs/theory/subsampled.md proves it. What the code relies on:
 
-**k examples.** Of the k, Binomial(k, q) are in a step, and i of them move the sum by at most i C.
-Given the past and the other examples drawn, the step is dominated by the pair (in units of C)
-
-    P = sum_i Binomial(k, q)(i) N(i, noise_multiplier^2)  against  Q = N(0, noise_multiplier^2)
-
-in both directions (Choquette-Choo et al. 2023, Corollary 4.7; Ganesh 2024), so T steps are by the
-T-fold products. One-dimensional data with k equal gradients attain the pair: it is exact, and no
-valid bound is less. With q = 1 it is two Gaussians at mu = k sqrt(T) / noise_multiplier.
-
-**Group privacy** is such a bound, from one example's profile delta_1 alone (`group_delta`). Let M_j
-be the run without j of the examples and a = epsilon / k. For every event E, P(M_j in E) <=
-e^a P(M_{j+1} in E) + delta_1(a). Applied k times,
-
-    P(M_0 in E) <= e^{k a} P(M_k in E) + (1 + e^a + ... + e^{(k-1) a}) delta_1(a),
-
-and from M_k to M_0 alike; the sum is (e^epsilon - 1) / (e^{epsilon / k} - 1), or k at epsilon = 0.
-
-**Numbers.** The least of three bounds, each sound by itself:
-
-- *Tables.* The hockey-stick divergences of P and Q, in both directions, are computed on a grid of
-  privacy losses of at most 1e-4 and a tenth of one step's standard deviation (coarser where that
-  would take more than 2^18 cells). dp_accounting connects the dots, which errs upwards, composes by
-  FFT and takes the larger direction. What the FFT may lose, 1e-15 for every step, is added to
-  delta: the tightest bound, but not for a delta below that. Draws beyond a chance of 1e-21 are left
-  out of P, and that chance is added to its divergence from Q; Q's from P only grows by it.
-- *Renyi divergences*, at any delta: see `renyi`.
-- *Told who is drawn.* Whoever is told which of the k are drawn in which step sees two Gaussians,
-  and to be told only helps: with i_t drawn in step t they are sqrt(sum_t i_t^2) / noise_multiplier
-  apart, where sum_t i_t^2 <= min(k N, k^2 T) for the number N of all draws, Binomial(k T, q). So
-
-      delta(epsilon) <= E_N[g(N)],   g(N) = delta of N(0, 1) against N(mu_N, 1).
-
-  g increases, so for any whole numbers e_0 < ... < e_m = k T this is at most g(e_0) plus the sum of
-  P(N > e_j) (g(e_{j+1}) - g(e_j)), all of them positive. Good where the noise is so small that
-  draws show, and never worse than everyone in every step, which is exact at q = 1.
+- Every step draws each example with probability q, independently, adds up gradients clipped to norm
+  C, adds noise N(0, (noise_multiplier * C)^2 I), and divides by a number that does not depend on
+  who was drawn or deleted.
+- A step is dominated, in both directions, by P = sum_i Binomial(k, q)(i) N(i, noise_multiplier^2)
+  against Q = N(0, noise_multiplier^2), in units of C; T steps by the T-fold products.
+- The least of three bounds is taken, each sound by itself: tables of privacy losses, composed by
+  dp_accounting, with what the FFT may lose added to delta; Renyi divergences (`renyi`), at any
+  delta; and what whoever is told who is drawn would see (`_told`).
+- Draws beyond a chance of 1e-21 in a step are left out of P, and that chance is added to its
+  divergence from Q; Q's from P only grows by it.
 """
 
 import math

@@ -1,35 +1,14 @@
-"""Renyi divergences of the pair of `dp_sgd`: a bound at any delta, however small.
+"""Renyi divergences of the pair of `profile`: a bound at any delta, however small.
 
-The pair is P = sum_i w_i N(i, s^2), w = Binomial(k, q), against Q = N(0, s^2); f = dP / dQ.
+docs/theory/subsampled.md proves it. What the code relies on, for a = 2, 3, ... and f = dP / dQ:
 
-**Moments.** For a = 2, 3, ..., with both directions,
-
-    A = E_Q[f^a] = E_P[(P / Q)^(a-1)],   B = E_Q[f^(1-a)] = E_P[(Q / P)^a],
-
-T steps multiply them, and M = max(A, B) gives (Canonne, Kamath & Steinke 2020, Proposition 12)
-
-    log delta <= T log M - (a - 1) epsilon + (a - 1) log(a - 1) - a log a
-
-for every epsilon, in both directions. The least over a fixed list of orders is taken.
-
-**A is exact.** f^a is a sum of e^{S x / s^2} with positive weights, S = 0, ..., a k, so f^a Q is a
-positive sum of Gaussians of variance s^2 with means S. By Poisson's summation formula the sum of
-such a Gaussian over a grid of step h, times h, is 1 + 2 sum_m e^{-2 (pi m s / h)^2} cos(...): with
-h = s / 2 it is 1 to within 1e-33. Ends 12 s beyond the means lose less than 1e-31.
-
-**B from above.** For k = 1, B <= A (Mironov, Talwar & Zhang 2019), and B is not worked out. For
-more, where that is not proved: as E_Q[f] = 1, with p = 1 - a,
-
-    B - 1 = E_Q[g(f)],   g(f) = f^p - 1 - p (f - 1) >= 0,
-
-convex in f with its least value at f = 1. f increases with x, so on a cell of a grid g(f) is at
-most the larger of its values at the two ends, and so is the density of Q if 0 is in the grid: their
-product times the cell's length, summed, is not below. Left of the grid, where f < 1, g is at most
-g(w_0), and at most f^p, which is at most the p-th power of f's last term; right of it, where f > 1,
-at most (a - 1) (f - 1), whose expectation is at most (a - 1) P(right of it).
-
-**Rounding.** Every exponent of A is raised by more than its rounding, and B - 1 by 1e-9 of itself,
-a million times its own. Gaussian tails and exponentials do the rest in logarithms.
+- A = E_Q[f^a] and B = E_Q[f^(1-a)] are both directions. T steps multiply them, and with M = max(A,
+  B): log delta <= T log M - (a - 1) epsilon + (a - 1) log(a - 1) - a log a.
+- A is a positive sum of Gaussians, which a grid of step s / 2 adds up to within 1e-33.
+- For k = 1, B <= A. For more, B - 1 = E_Q[g(f)], g(f) = f^(1-a) - 1 - (1 - a) (f - 1): on a cell of
+  a grid at most the larger value at its ends, and beyond the grid bounded by `_left` and by (a - 1)
+  P(right of it).
+- Exponents of A are raised by more than their rounding, and B - 1 by 1e-9 of itself.
 """
 
 import math
@@ -47,7 +26,7 @@ _SMALLEST_NOISE = 1e-3  # below it epsilon is in the millions
 
 
 def delta(sigma: float, rate: float, steps: int, deletions: int, epsilon: float) -> float:
-    """Delta at `epsilon` by Renyi divergences; arguments as for `dp_sgd.delta`, unchecked.
+    """Delta at `epsilon` by Renyi divergences; arguments as for `profile.delta`, unchecked.
 
     >>> print(f"{delta(4.0, 0.00033, 10_000, 1, epsilon=0.1):.2g}")
     1.3e-13

@@ -1,0 +1,87 @@
+"""What no accountant can go below: the epsilon that the best attack known reaches.
+
+The attack and its numerics are in `_attack`; docs/theory/attack.md says why its numbers are lower
+bounds.
+"""
+
+import numpy as np
+
+from certunlearn._numerics import checks
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
+from certunlearn.accounting import accountant, interpolation
+from certunlearn.accounting._attack import best_loss
+from certunlearn.accounting.coupling import COUPLED_MU
+from certunlearn.mechanisms import Mechanism
+from certunlearn.mechanisms.separations import Run, with_noise
+
+# Most steps for which plans and certificates work out `epsilon_lower_bound`: a few seconds.
+MOST_ATTACKED = 2000
+# In multiplications a round: some ten seconds. Constant steps and usual schedules take 1e9 at most.
+_MOST_ATTACK_WORK = 3e9
+
+
+def epsilon_lower_bound(
+    mechanism: Mechanism, *, noise_scale: ScalarOrSchedule, delta: float
+) -> float:
+    """An epsilon that the true one is not below: what the best attack known reaches.
+
+    Arguments and errors as for `epsilon`. The truth lies between this and any accountant's epsilon,
+    so it says how much a better accountant could still gain. The attack is one of memoryless
+    updates without a diameter; for a mechanism with memory it is a lower bound, too.
+
+    Returns:
+      epsilon >= 0, rounded down; at most 300.
+
+    Raises:
+      ValueError: if no attack is known on such a mechanism, or an argument is out of range.
+
+    Source:
+      An adversary's choice of loss, found by policy iteration: see docs/theory/attack.md.
+
+    >>> from certunlearn.mechanisms import GradientClipping
+    >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=100)
+    >>> round(epsilon_lower_bound(m, noise_scale=5.0, delta=1e-5), 3)
+    0.176
+    """
+    delta = checks.open_unit("delta", delta)
+    scale = accountant.checked_noise(mechanism, noise_scale)
+    if not mechanism.attackable:
+        raise ValueError(
+            f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
+            "assumptions exclude an attack would have to respect"
+        )
+    return best_loss.epsilon(*_game(mechanism, scale), delta)
+
+
+def affordable_lower_bound(
+    mechanism: Mechanism, *, noise_scale: ScalarOrSchedule, delta: float
+) -> float | None:
+    """`epsilon_lower_bound`, or None if there is none or it would take long.
+
+    It would for more than `MOST_ATTACKED` steps, a mu above `COUPLED_MU`, or noise whose scales
+    differ so much from step to step that grids need very many nodes.
+    """
+    scale = accountant.checked_noise(mechanism, noise_scale)
+    stated = mechanism.separations()
+    if mechanism.steps > MOST_ATTACKED or not mechanism.attackable or stated is None:
+        return None
+    if interpolation.mu_curve(stated, scale)[-1] > COUPLED_MU:
+        return None  # an epsilon in the hundreds: what the attack reaches is of no use
+    delta = checks.open_unit("delta", delta)
+    if best_loss.work(*_game(mechanism, scale), delta) > _MOST_ATTACK_WORK:
+        return None
+    return epsilon_lower_bound(mechanism, noise_scale=scale, delta=delta)
+
+
+def _game(mechanism: Mechanism, scale: PerStep) -> Run:
+    """The run as the attack reads it: noise on the starts is a first step that does nothing."""
+    stated = accountant.separations(mechanism)
+    run = with_noise(stated, scale)
+    if stated.init_noise_scale == 0:
+        return run
+    return Run(
+        run.initial_distance,
+        np.insert(run.contraction, 0, 1.0),
+        np.insert(run.shift, 0, 0.0),
+        np.insert(run.noise, 0, stated.init_noise_scale),
+    )
