@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from certunlearn._numerics import archives, files
+from certunlearn.unlearning import recognition
 
 
 class UnlearningState(NamedTuple):
@@ -108,7 +109,7 @@ class PrivateHistory:
 
 
 def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
-    """Writes a stopped run's state, to be resumed with `unlearn(..., resume=load_state(path))`.
+    """Writes a stopped run's state, to be resumed with `Options(resume=load_state(path))`.
 
     The file is readable by its owner only. It holds the noise key and a hidden iterate, and says
     so with a warning: delete it once the run is finished.
@@ -180,7 +181,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(getattr(value, "dtype", None), np.dtype):  # not a PRNG key, whose repr is enough
+    if recognition.has_numpy_dtype(value):  # not a PRNG key, of which no number may be written
         plain = np.asarray(value).tolist()
         return _plain(plain) if isinstance(plain, bool | int | float | str | list) else repr(value)
     return "a PRNG key" if isinstance(value, jax.Array) else repr(value)

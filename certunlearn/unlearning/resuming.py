@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from certunlearn._numerics import keys as keys_lib
+from certunlearn.unlearning import recognition
 from certunlearn.unlearning.history import UnlearningState
 
 
@@ -89,14 +90,12 @@ def restore(saved: UnlearningState, plan: dict[str, str], carry: Any) -> Any:
 
 def _words(leaf: Any) -> Any:
     """A typed key's words, which NumPy can hold; other leaves as they are."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if recognition.is_prng_key(leaf) else leaf
 
 
 def _like(leaf: Any, saved: np.ndarray) -> jax.Array:
     """A copy, for the steps overwrite their input and the state may be used again."""
     copy = jnp.array(saved, copy=True)
-    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else copy
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if not recognition.is_prng_key(leaf):
+        return copy
+    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf))

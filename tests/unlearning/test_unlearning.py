@@ -9,8 +9,10 @@ import pytest
 import scipy.stats
 from flax import nnx
 from flax.training.train_state import TrainState
+from loop_helpers import arguments
 
 import certunlearn as cu
+from certunlearn.unlearning import compiled_steps
 
 DATA = {
     "x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32),
@@ -28,7 +30,7 @@ def loss_fn(params, batch):
 
 def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **changes):
     key = None if key is None else jax.random.key(key)
-    return cu.unlearn(loss, params, data, mechanism, key=key, **(CLAIM | changes))
+    return cu.unlearn(loss, params, data, mechanism, key=key, **arguments(**(CLAIM | changes)))
 
 
 def same(a, b):
@@ -181,8 +183,8 @@ def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
 @pytest.mark.slow
 def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
     one = run(evaluate=lambda p: 0, evaluate_every=7)
-    monkeypatch.setattr(cu.steps, "rolled", lambda: True)
-    assert [count for *_, count in cu.steps.calls(jax.random.key(0), 40, 8, 0, 12, 7)] == [
+    monkeypatch.setattr(compiled_steps, "rolled", lambda: True)
+    assert [count for *_, count in compiled_steps.calls(jax.random.key(0), 40, 8, 0, 12, 7)] == [
         5,
         2,
         3,
