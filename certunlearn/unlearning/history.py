@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import archives, files
 from certunlearn.unlearning import recognition
@@ -77,7 +78,7 @@ class PrivateHistory:
     trained_digest: str
     start_digest: str
     state: UnlearningState | None
-    before_noise: Any = None
+    before_noise: ArrayTree | None = None
 
     def __repr__(self) -> str:
         """How many steps there were, and nothing that is secret."""

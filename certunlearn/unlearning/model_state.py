@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from chex import ArrayTree
 
 from certunlearn._numerics import batches, checks
 from certunlearn.unlearning import inputs, recognition
@@ -47,12 +48,12 @@ def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> An
 
 def recompute_statistics(
     update: Callable[[Any, Any], Any],
-    fresh_state: Any,
-    retain_data: Any,
+    fresh_state: ArrayTree,
+    retain_data: ArrayTree,
     *,
     batch_size: int,
     passes: int | None = None,
-) -> Any:
+) -> ArrayTree:
     """Recomputes running statistics on retain data, from released parameters.
 
     Args:
