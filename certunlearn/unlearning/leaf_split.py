@@ -26,7 +26,7 @@ class Split:
     """
 
     treedef: jax.tree_util.PyTreeDef
-    leaves: list[Any]
+    leaves: list[Any] = dataclasses.field(repr=False)
     is_frozen: list[bool]
 
     @classmethod
