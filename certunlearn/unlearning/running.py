@@ -51,7 +51,8 @@ def run_noisy_steps(
 
     Args:
       prepared: what `prepare` returned; it can be run once.
-      interrupted: asked after every compiled call whether to stop.
+      interrupted: asked after every compiled call whether to stop. Its answer must not depend on
+        the model.
       advance: told after every compiled call how many steps it took.
 
     Returns:
