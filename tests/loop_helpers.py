@@ -1,6 +1,7 @@
 """What the tests of the loop share: a small linear model and one call of `unlearn`."""
 
 import contextlib
+import dataclasses
 import signal
 
 import jax
@@ -31,6 +32,13 @@ def loss_fn(params, batch):
     return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
 
 
+def arguments(**changes):
+    """Keyword arguments of `unlearn`: those that are fields of `Options` go into one."""
+    names = [field.name for field in dataclasses.fields(cu.Options)]
+    rarer = {name: changes.pop(name) for name in names if name in changes}
+    return changes | ({"options": cu.Options(**rarer)} if rarer else {})
+
+
 def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **changes):
     """`unlearn` with an accountant that takes no time."""
     options = {
@@ -41,7 +49,7 @@ def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **ch
         "progress": False,
         "key": None if key is None or "resume" in changes else jax.random.key(key),
     }
-    return cu.unlearn(loss, params, data, mechanism, **(options | changes))
+    return cu.unlearn(loss, params, data, mechanism, **arguments(**(options | changes)))
 
 
 def same(a, b):

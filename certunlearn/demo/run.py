@@ -15,7 +15,7 @@ from certunlearn import accounting, mechanisms
 from certunlearn.certificates.record import Certificate
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import membership, network
-from certunlearn.unlearning import loop
+from certunlearn.unlearning import Finetune, Options, UnlearningResult, unlearn
 
 # The centre of the ball: fresh random weights from a seed that is published here. It depends on no
 # data, which is what the certificate assumes of it.
@@ -175,8 +175,8 @@ def run(
             batch = settings.batch_size
             return network.train(net, params, data, optimizer, steps, batch, next(keys), advance)
 
-    def unlearned(params: Any) -> tuple[loop.UnlearningResult, list[tuple[int, Any]]]:
-        result = loop.unlearn(
+    def unlearned(params: Any) -> tuple[UnlearningResult, list[tuple[int, Any]]]:
+        result = unlearn(
             functools.partial(network.mean_loss, net),
             params,
             retain,
@@ -188,10 +188,12 @@ def run(
             # is there to hide.
             key=next(keys),
             center=center,
-            finetune=(optax.adam(settings.learning_rate), finetune_steps),
-            forget_size=len(forget["y"]),
-            evaluate=_Watch(evaluate),
-            evaluate_every=settings.evaluate_every,
+            finetune=Finetune(optax.adam(settings.learning_rate), finetune_steps),
+            options=Options(
+                forget_size=len(forget["y"]),
+                evaluate=_Watch(evaluate),
+                evaluate_every=settings.evaluate_every,
+            ),
             progress=progress,
         )
         curve = result.history.evaluations

@@ -1,23 +1,40 @@
-"""The loop: prepare, run the noisy steps, fine-tune, release; and what an operator keeps."""
+"""The loop, and what an operator keeps.
+
+`unlearn` is four parts that can be called one by one: `prepare`, `run_noisy_steps`,
+`run_finetuning` and `release`.
+"""
 
 from certunlearn._numerics.keys import Keys, system_keys
+from certunlearn.unlearning.finetuning import Finetuned, run_finetuning
 from certunlearn.unlearning.history import PrivateHistory, UnlearningState, load_state, save_state
 from certunlearn.unlearning.interrupts import UnlearningFailed, UnlearningInterrupted
-from certunlearn.unlearning.loop import UnlearningResult, unlearn
+from certunlearn.unlearning.loop import unlearn
 from certunlearn.unlearning.model_state import recompute_statistics
-from certunlearn.unlearning.options import Finetune, Options
+from certunlearn.unlearning.options import Finetune, LossFn, Options
+from certunlearn.unlearning.prepared_run import Prepared
+from certunlearn.unlearning.preparing import prepare
+from certunlearn.unlearning.releasing import UnlearningResult, release
+from certunlearn.unlearning.running import Noisy, run_noisy_steps
 
 __all__ = [
     "Finetune",
+    "Finetuned",
     "Keys",
+    "LossFn",
+    "Noisy",
     "Options",
+    "Prepared",
     "PrivateHistory",
     "UnlearningFailed",
     "UnlearningInterrupted",
     "UnlearningResult",
     "UnlearningState",
     "load_state",
+    "prepare",
     "recompute_statistics",
+    "release",
+    "run_finetuning",
+    "run_noisy_steps",
     "save_state",
     "system_keys",
     "unlearn",

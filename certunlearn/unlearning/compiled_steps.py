@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from chex import ArrayTree
 
 from certunlearn import transforms
 from certunlearn._numerics import batches, keys
@@ -14,7 +15,7 @@ from certunlearn.mechanisms import Mechanism
 from certunlearn.transforms import gradients
 
 # The parameters that are trained, and the optimizer's state.
-Carry = tuple[Any, optax.OptState]
+Carry = tuple[ArrayTree, optax.OptState]
 
 # Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
 # inside a rolled loop about 30 times slower than outside, so there one call is one step.
@@ -59,7 +60,7 @@ def noisy_steps(
 
     @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
     def run(
-        carry: Carry, data: Any, order: jax.Array, position: int, step: int, *, count: int
+        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
     ) -> tuple[Carry, StepStats]:
         def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
             leaves, opt_state = carry
@@ -72,7 +73,7 @@ def noisy_steps(
                 batch = batch_at(data, order, position + offset, batch_size)
             if per_example:
                 # A Python float where it is constant, so that it is checked and rounded exactly.
-                norm = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
+                norm: Any = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
                 if sampling is not None:
                     value_and_grad = gradients.sample_value_and_grad(loss_fn, norm, microbatch_size)
                 else:
@@ -143,7 +144,7 @@ def noiseless_step(
     loss_fn: Callable[[Any, Any], jax.Array],
     optimizer: optax.GradientTransformation,
     batch_size: int,
-) -> Callable[..., tuple[Any, optax.OptState, jax.Array]]:
+) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
     """Compiles `one(params, state, data, order, position) -> (params, state, batch loss)`.
 
     `one` takes a step without noise on batch number `position` of the epoch's `order`. The memory
@@ -152,8 +153,8 @@ def noiseless_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def one(
-        params: Any, state: optax.OptState, data: Any, order: jax.Array, position: int
-    ) -> tuple[Any, optax.OptState, jax.Array]:
+        params: ArrayTree, state: optax.OptState, data: ArrayTree, order: jax.Array, position: int
+    ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
         batch = batch_at(data, order, position, batch_size)
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)
         updates, state = optax.with_extra_args_support(optimizer).update(
@@ -165,15 +166,15 @@ def noiseless_step(
 
 
 def finetuning_steps(
-    one: Callable[..., tuple[Any, optax.OptState, jax.Array]],
+    one: Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]],
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: ArrayTree,
     steps: int,
     key: jax.Array,
-    data: Any,
+    data: ArrayTree,
     size: int,
     batch_size: int,
-) -> Iterator[tuple[Any, jax.Array]]:
+) -> Iterator[tuple[ArrayTree, jax.Array]]:
     """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each."""
     params, state = owned((params, optimizer.init(params)))
     per_epoch = size // batch_size
@@ -194,13 +195,15 @@ def owned(tree: Any) -> Any:
 
 
 def _asked_for(
-    loss_fn: Callable[[Any, Any], jax.Array], loss: jax.Array, grads: Any, batch: Any
+    loss_fn: Callable[[Any, Any], jax.Array], loss: jax.Array, grads: ArrayTree, batch: ArrayTree
 ) -> dict[str, Any]:
     """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
     return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch)}
 
 
-def batch_at(data: Any, order: jax.Array, position: Any, batch_size: int) -> Any:
+def batch_at(
+    data: ArrayTree, order: jax.Array, position: int | jax.Array, batch_size: int
+) -> ArrayTree:
     """Batch number `position` of an epoch's order."""
     indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
     return jax.tree.map(lambda x: x[indices], data)

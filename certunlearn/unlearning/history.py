@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import archives, files
+from certunlearn.unlearning import recognition
 
 
 class UnlearningState(NamedTuple):
@@ -76,7 +78,7 @@ class PrivateHistory:
     trained_digest: str
     start_digest: str
     state: UnlearningState | None
-    before_noise: Any = None
+    before_noise: ArrayTree | None = None
 
     def __repr__(self) -> str:
         """How many steps there were, and nothing that is secret."""
@@ -108,7 +110,7 @@ class PrivateHistory:
 
 
 def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
-    """Writes a stopped run's state, to be resumed with `unlearn(..., resume=load_state(path))`.
+    """Writes a stopped run's state, to be resumed with `Options(resume=load_state(path))`.
 
     The file is readable by its owner only. It holds the noise key and a hidden iterate, and says
     so with a warning: delete it once the run is finished.
@@ -180,7 +182,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(getattr(value, "dtype", None), np.dtype):  # not a PRNG key, whose repr is enough
+    if recognition.has_numpy_dtype(value):  # not a PRNG key, of which no number may be written
         plain = np.asarray(value).tolist()
         return _plain(plain) if isinstance(plain, bool | int | float | str | list) else repr(value)
     return "a PRNG key" if isinstance(value, jax.Array) else repr(value)

@@ -13,7 +13,7 @@ class UnlearningFailed(RuntimeError):
     """An exception in `unlearn` after noise was added; `__cause__` is what was raised.
 
     Attributes:
-      state: **private**, what `unlearn(..., resume=error.state)` goes on from.
+      state: **private**, what a run with `Options(resume=error.state)` goes on from.
     """
 
     state: UnlearningState | None = None
@@ -23,7 +23,7 @@ class UnlearningInterrupted(KeyboardInterrupt):
     """A second Ctrl-C in `unlearn` after noise was added, or one where nothing can be released.
 
     Attributes:
-      state: **private**, what `unlearn(..., resume=error.state)` goes on from.
+      state: **private**, what a run with `Options(resume=error.state)` goes on from.
     """
 
     state: UnlearningState | None = None
@@ -35,7 +35,7 @@ def carrying(state: Callable[[], UnlearningState | None]) -> Iterator[None]:
 
     Args:
       state: makes it, or returns None where there is nothing to go on from; then, and for an exit
-        of the interpreter, the exception is raised as it is.
+        of the interpreter, the exception is raised as it is. So is one that has a state already.
 
     Raises:
       UnlearningFailed: in place of an exception.
@@ -43,6 +43,8 @@ def carrying(state: Callable[[], UnlearningState | None]) -> Iterator[None]:
     """
     try:
         yield
+    except (UnlearningFailed, UnlearningInterrupted):
+        raise
     except (Exception, KeyboardInterrupt) as error:
         kept = state()
         if kept is None:
@@ -51,7 +53,7 @@ def carrying(state: Callable[[], UnlearningState | None]) -> Iterator[None]:
         what = f"interrupted {error}".strip() if pressed else f"{type(error).__name__}: {error};"
         raised = (UnlearningInterrupted if pressed else UnlearningFailed)(
             f"{what} at step {kept.step}. Nothing was released and nothing is lost: the state of "
-            "this exception goes on from there, unlearn(..., resume=error.state)"
+            "this exception goes on from there, Options(resume=error.state)"
         )
         raised.state = kept
         raise raised from error

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from chex import ArrayTree
 
 from certunlearn._numerics import files
 
@@ -24,12 +25,12 @@ class Split:
       is_frozen: for each leaf, whether it stays as it is.
     """
 
-    treedef: Any
-    leaves: list[Any]
+    treedef: jax.tree_util.PyTreeDef
+    leaves: list[Any] = dataclasses.field(repr=False)
     is_frozen: list[bool]
 
     @classmethod
-    def make(cls, params: Any, frozen: Any = None) -> "Split":
+    def make(cls, params: ArrayTree, frozen: ArrayTree | None = None) -> "Split":
         """Splits `params` by a pytree of bools of the same structure, or freezes nothing.
 
         Raises:
@@ -53,7 +54,7 @@ class Split:
         return cls(treedef, leaves, [bool(flag) for flag in flags])
 
     @property
-    def trainable(self) -> Any:
+    def trainable(self) -> ArrayTree:
         """The tree of what is trained."""
         return self._masked(self.leaves)
 
@@ -73,7 +74,7 @@ class Split:
             if not frozen
         }
 
-    def like_params(self, name: str, tree: Any) -> Any:
+    def like_params(self, name: str, tree: ArrayTree) -> ArrayTree:
         """What is trained, of another tree of the same structure and shapes.
 
         Raises:
@@ -92,7 +93,7 @@ class Split:
                 )
         return self._masked(leaves)
 
-    def merge(self, trainable: Any) -> Any:
+    def merge(self, trainable: ArrayTree) -> ArrayTree:
         """The whole tree with these trained leaves and the frozen ones."""
         trained = iter(jax.tree.leaves(trainable))
         leaves = [

@@ -4,19 +4,14 @@ BatchNorm statistics, moving averages and the like are functions of all the data
 the forget set included. Neither the original training's nor the noisy phase's may leave.
 """
 
-import dataclasses
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import batches, checks
-from certunlearn.unlearning import inputs
-
-_TRAIN_STATE_FIELDS = {"step", "apply_fn", "params", "tx", "opt_state"}
+from certunlearn.unlearning import inputs, recognition
 
 
 def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> Any:
@@ -35,21 +30,17 @@ def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> An
     Raises:
       ValueError: if the model carries other state and `recompute_state` is None.
     """
-    if isinstance(model, Mapping) and "params" in model and len(model) > 1:
+    if recognition.is_variable_dict(model):
         state = {name: value for name, value in model.items() if name != "params"}
         _check("variable dict", state, recompute_state)
         return model["params"]
-    if _is_train_state(model):
-        state = {
-            field.name: getattr(model, field.name)
-            for field in dataclasses.fields(model)
-            if field.name not in _TRAIN_STATE_FIELDS
-        }
-        _check("TrainState", state, recompute_state)
+    extras = recognition.train_state_extras(model)
+    if extras is not None:
+        _check("TrainState", extras, recompute_state)
         return extract_params(model.params, recompute_state)
-    nnx = sys.modules.get("flax.nnx")
-    if nnx is not None and isinstance(model, nnx.Module):
-        _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    parts = recognition.split_nnx_module(model)
+    if parts is not None:
+        params, state = parts
         _check("NNX model", {"its variables": dict(state)}, recompute_state)
         return params
     return model
@@ -57,12 +48,12 @@ def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> An
 
 def recompute_statistics(
     update: Callable[[Any, Any], Any],
-    fresh_state: Any,
-    retain_data: Any,
+    fresh_state: ArrayTree,
+    retain_data: ArrayTree,
     *,
     batch_size: int,
     passes: int | None = None,
-) -> Any:
+) -> ArrayTree:
     """Recomputes running statistics on retain data, from released parameters.
 
     Args:
@@ -106,28 +97,14 @@ def recompute_statistics(
     return state
 
 
-def _is_train_state(model: Any) -> bool:
-    return dataclasses.is_dataclass(model) and all(
-        hasattr(model, name) for name in ("params", "opt_state", "tx")
-    )
-
-
 def _check(kind: str, state: dict[str, Any], recompute_state: Callable[..., Any] | None) -> None:
-    found = [name for name, value in state.items() if not all(map(_is_key, jax.tree.leaves(value)))]
+    is_key = recognition.is_any_prng_key
+    found = [name for name, value in state.items() if not all(map(is_key, jax.tree.leaves(value)))]
     if found and recompute_state is None:
         raise ValueError(
             f"params is a {kind} that carries state besides parameters ({', '.join(found)}), "
-            "which remembers the forget set; pass recompute_state=f, where f(params, retain_data) "
-            "recomputes it from the released parameters (certunlearn.recompute_statistics helps), "
-            "or the model without it if the released one needs none (a dynamic loss scale, say)"
+            "which remembers the forget set; pass Options(recompute_state=f), where "
+            "f(params, retain_data) recomputes it from the released parameters "
+            "(certunlearn.unlearning.recompute_statistics helps), or the model without it if the "
+            "released one needs none (a dynamic loss scale, say)"
         )
-
-
-def _is_key(leaf: Any) -> bool:
-    """Whether it is a random key or an array of some, typed, or raw as `jax.random.PRNGKey`'s."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return False
-    words = jax.random.key_data(jax.random.key(0)).shape
-    raw = dtype == np.uint32 and leaf.shape[-1:] == words
-    return raw or jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -8,28 +8,52 @@ import jax
 import optax
 from chex import ArrayTree
 
+from certunlearn._numerics import checks
+from certunlearn.mechanisms import Mechanism, base
+from certunlearn.unlearning import inputs
 from certunlearn.unlearning.history import UnlearningState
 
+# `loss_fn(params, batch) -> scalar`, the mean loss of a batch. What `params` and `batch` are made
+# of is the caller's choice.
+LossFn = Callable[[Any, Any], jax.Array]
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Finetune:
     """Steps without noise on retain data, after the noisy ones. They cost no privacy.
 
     Args:
       optimizer: any Optax optimizer. It gets the parameters' own tree, `optax.MaskedNode()` where a
         leaf is frozen, and `value`, `grad` and `value_fn` if it asks for them.
-      steps: how many.
+      steps: how many, at least 1.
       loss_fn: the loss of these steps; None takes that of the noisy ones, which a mechanism with
-        memory forbids, for its loss may depend on the trained model. This one must not hold
-        anything made from the trained model: see the Guarantee of `unlearn`.
+        memory forbids, for its loss may depend on the trained model.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if there is no step.
+
+    Guarantee:
+      These steps are post-processing if they see the released parameters and the retain data only:
+      neither the optimizer nor the loss may hold anything made from the trained model. See
+      `unlearn`.
+
+    >>> Finetune(optax.adam(1e-3), 100).steps
+    100
     """
 
     optimizer: optax.GradientTransformation
     steps: int
-    loss_fn: Callable[[Any, Any], jax.Array] | None = None
+    loss_fn: LossFn | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every argument."""
+        inputs.transform("finetune optimizer", self.optimizer)
+        object.__setattr__(self, "steps", checks.positive_int("finetune steps", self.steps))
+        inputs.function("finetune loss_fn", self.loss_fn, "f(params, batch) -> scalar", True)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Options:
     """What else a run may be asked for; what a mechanism does not use it refuses.
 
@@ -53,7 +77,14 @@ class Options:
         compared; losses and `before_clip` must be too, and cannot be.
       evaluate: `evaluate(params) -> value`, called outside the compiled steps with the parameters
         at step 0, every `evaluate_every` steps and at the end of each phase. Private.
-      evaluate_every: how often.
+      evaluate_every: how often, in steps.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if a number is out of range.
+
+    >>> Options(per_example=True, microbatch_size=16).evaluate_every
+    10
     """
 
     per_example: bool = False
@@ -66,3 +97,76 @@ class Options:
     resume: UnlearningState | None = None
     evaluate: Callable[[Any], Any] | None = None
     evaluate_every: int = 10
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the mechanism, the parameters and the data."""
+        inputs.function(
+            "recompute_state", self.recompute_state, "f(params, retain_data) -> state", True
+        )
+        inputs.function("evaluate", self.evaluate, "f(params) -> value", True)
+        if self.before_clip is not None:
+            inputs.transform("before_clip", self.before_clip)
+        if self.resume is not None and not isinstance(self.resume, UnlearningState):
+            raise TypeError(
+                "resume must be the state of a stopped run, history.state or load_state(path); got "
+                f"{inputs.kind(self.resume)}"
+            )
+        checked = {
+            "per_example": inputs.flag("per_example", self.per_example),
+            "evaluate_every": checks.positive_int("evaluate_every", self.evaluate_every),
+            "forget_size": checks.optional_count("forget_size", self.forget_size),
+        }
+        for name, value in (
+            ("microbatch_size", self.microbatch_size),
+            ("stop_after", self.stop_after),
+        ):
+            if value is not None:
+                checked[name] = checks.positive_int(name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+DEFAULTS = Options()
+
+
+def as_options(value: object) -> Options:
+    """Returns `value`, or raises TypeError if it is no `Options`."""
+    if not isinstance(value, Options):
+        raise TypeError(f"options must be certunlearn.Options(...), got {inputs.kind(value)}")
+    return value
+
+
+def as_finetune(value: object) -> Finetune | None:
+    """`unlearn(finetune=...)` as a `Finetune`, or None if it is None.
+
+    Raises:
+      TypeError: if it is neither of these, nor a tuple (optimizer, steps).
+      ValueError: if there is no step.
+    """
+    if value is None or isinstance(value, Finetune):
+        return value
+    if not (isinstance(value, tuple) and len(value) == 2):
+        found = f"{len(value)} values" if isinstance(value, tuple) else inputs.kind(value)
+        raise TypeError(
+            f"finetune must be Finetune(...), (Optax optimizer, steps) or None, got {found}"
+        )
+    inputs.transform("the first of finetune", value[0])
+    return Finetune(*value)
+
+
+def finetuning_loss(mechanism: Mechanism, tuning: Finetune, noisy_loss_fn: LossFn) -> LossFn:
+    """The loss of the steps after the noisy ones, which must not hold the trained model.
+
+    Raises:
+      ValueError: if it is that of the noisy steps, and that may hold the trained model.
+    """
+    if tuning.loss_fn is not None:
+        return tuning.loss_fn
+    if not base.is_memoryless(mechanism):
+        raise ValueError(
+            "finetune needs a loss_fn of its own, Finetune(optimizer, steps, loss_fn), with a "
+            "mechanism of memoryless=False, whose loss_fn may depend on the trained model: give "
+            "the loss of the steps without noise, which must not hold anything made from the "
+            "trained model"
+        )
+    return noisy_loss_fn

@@ -1,18 +1,19 @@
-"""What `unlearn` does before its first step: checks, the noise scale, the start, a rehearsal."""
+"""What a run does before its first step: checks, the noise scale, keys, the start, a rehearsal."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import batches, checks, files, trees
 from certunlearn._numerics import keys as keys_lib
+from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
-from certunlearn.mechanisms import rounding
+from certunlearn.mechanisms import Mechanism, rounding
 from certunlearn.mechanisms.optimizer import noisy_sgd
 from certunlearn.unlearning import (
     compiled_steps,
@@ -23,199 +24,158 @@ from certunlearn.unlearning import (
     resuming,
 )
 from certunlearn.unlearning.history import UnlearningState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run that is ready to start.
-
-    Attributes:
-      mechanism: what the noisy steps do.
-      scale: standard deviation of the noise: a number, or one for each step.
-      split: the parameters, and which of them are frozen.
-      data: the retain data as JAX arrays.
-      size: number of its examples.
-      batch_size: examples in a batch.
-      retain_size: number of retain examples, where it may be published.
-      forget_size: number of forget examples, if given.
-      first: noisy steps that were run before.
-      stop: noisy steps after which to stop.
-      keys: of noise, batches and fine-tuning batches.
-      key_source: how they were drawn.
-      carry: parameters and optimizer state to start from.
-      noisy: the compiled noisy steps.
-      optimizer: of the fine-tuning, or None.
-      noiseless: its compiled step, or None.
-      finetune_steps: their number.
-      plan: computes the digests of what the run depends on.
-      trained_digest: SHA-256 of the trained parameters.
-      start_digest: SHA-256 of the parameters before the first step.
-    """
-
-    mechanism: Any
-    scale: checks.PerStep
-    split: leaf_split.Split
-    data: Any
-    size: int
-    batch_size: int
-    retain_size: int | None
-    forget_size: int | None
-    first: int
-    stop: int
-    keys: keys_lib.Keys
-    key_source: str
-    carry: compiled_steps.Carry
-    noisy: Callable[..., tuple[compiled_steps.Carry, compiled_steps.StepStats]]
-    optimizer: optax.GradientTransformation | None
-    noiseless: Callable[..., tuple[Any, optax.OptState, jax.Array]] | None
-    finetune_steps: int
-    plan: Callable[[], dict[str, str]]
-    trained_digest: str
-    start_digest: str
+from certunlearn.unlearning.options import (
+    DEFAULTS,
+    Finetune,
+    LossFn,
+    Options,
+    as_finetune,
+    as_options,
+    finetuning_loss,
+)
+from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
 
 
 def prepare(
-    loss_fn: Callable[[Any, Any], jax.Array],
-    params: Any,
-    retain_data: Any,
-    mechanism: Any,
+    loss_fn: LossFn,
+    params: ArrayTree,
+    retain_data: ArrayTree,
+    mechanism: Mechanism,
     *,
     delta: float,
     batch_size: int,
-    epsilon: float | None,
-    noise_scale: Any,
-    key: jax.Array | None,
-    center: Any,
-    finetune: tuple[optax.GradientTransformation, int] | None,
-    finetune_loss_fn: Callable[[Any, Any], jax.Array] | None,
-    per_example: bool,
-    microbatch_size: int | None,
-    before_clip: optax.GradientTransformation | None,
-    frozen: Any,
-    accountant: str | None,
-    forget_size: int | None,
-    recompute_state: Callable[[Any, Any], Any] | None,
-    stop_after: int | None,
-    resume: UnlearningState | None,
-    progress: bool,
+    epsilon: float | None = None,
+    noise_scale: ScalarOrSchedule | None = None,
+    key: jax.Array | None = None,
+    center: ArrayTree | None = None,
+    finetune: Finetune | tuple[optax.GradientTransformation, int] | None = None,
+    accountant: str | None = None,
+    options: Options = DEFAULTS,
+    progress: bool = True,
 ) -> Prepared:
-    """Checks what `unlearn` was given, which see, and makes ready what the run needs."""
-    mechanisms.check(mechanism)
+    """The first part of `unlearn`: checks everything and makes ready what the run needs.
+
+    Every step is tried by its shapes, so that what cannot work is refused before any noise.
+
+    Args:
+      loss_fn: this and all other arguments as for `unlearn`.
+      params: the trained parameters.
+      retain_data: the examples to keep.
+      mechanism: what the noisy steps do.
+      delta: the certificate's delta.
+      batch_size: examples in a batch.
+      epsilon: the certificate's epsilon, or give
+      noise_scale: standard deviation of the noise, in parameter units.
+      key: None draws keys from the operating system.
+      center: the public centre.
+      finetune: noiseless steps after the noisy ones.
+      accountant: None for the one that asks for the least noise.
+      options: what else is asked for.
+      progress: whether to show a progress bar while the noise is calibrated.
+
+    Returns:
+      A `Prepared`, for one call of `run_noisy_steps`.
+
+    Raises:
+      TypeError: if an argument is not of the right kind.
+      ValueError: if an argument is out of range, or a step cannot work.
+
+    Guarantee:
+      None yet: nothing of it may leave. It holds the trained model and the keys.
+    """
+    mechanism, more = mechanisms.check(mechanism), as_options(options)
     inputs.function("loss_fn", loss_fn, "f(params, batch) -> scalar")
-    inputs.function("finetune_loss_fn", finetune_loss_fn, "f(params, batch) -> scalar", True)
-    inputs.function("recompute_state", recompute_state, "f(params, retain_data) -> state", True)
-    per_example = inputs.flag("per_example", per_example)
-    sampling = mechanism.poisson_sampling() is not None
-    if before_clip is not None:
-        inputs.transform("before_clip", before_clip)
-    optimizer, finetune_steps = inputs.finetuning(finetune)
-    tuning_loss = inputs.finetuning_loss(mechanism, optimizer, finetune_loss_fn, loss_fn)
-    inputs.check_resume(resume, key)
-    given = model_state.extract_params(params, recompute_state)
-    whole = inputs.arrays("params", given)
-    split = leaf_split.Split.make(whole, frozen)
-    trees.check_wide(split.by_name)
-    trees.check_finite("params", split.by_name)
-    data = inputs.arrays("retain_data", retain_data, keys=True)
-    size = batches.data_size(data)
-    batch_size = batches.check_batch_size(batch_size, size)
-    microbatch_size = inputs.microbatch(microbatch_size, per_example or sampling)
+    progress = inputs.flag("progress", progress)
+    tuning = as_finetune(finetune)
+    tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
+    if more.resume is not None and key is not None:
+        raise ValueError("key must be None with resume: the saved state carries the keys")
+    given = model_state.extract_params(params, more.recompute_state)
+    split = _split(given, more.frozen)
+    examples = _examples(retain_data, batch_size, mechanism, more)
     mechanism.check_run(
-        size=size,
-        batch_size=batch_size,
-        per_example=per_example,
+        size=examples.size,
+        batch_size=examples.batch_size,
+        per_example=examples.per_example,
         centered=center is not None,
-        finetuned=finetune is not None or recompute_state is not None,
+        finetuned=tuning is not None or more.recompute_state is not None,
     )
-    forget_size = checks.optional_count("forget_size", forget_size)
-    # Where steps draw samples the number of all examples is itself what must not show.
-    retain_size = None if sampling else size
-    if problems := mechanism.size_problems(retain_size, forget_size):
+    if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
         raise ValueError("; ".join(problems))
-    stop = mechanism.steps if stop_after is None else checks.positive_int("stop_after", stop_after)
-    if stop > mechanism.steps:
-        raise ValueError(f"stop_after must be at most steps={mechanism.steps}, got {stop}")
+    stop = inputs.stop_after(more.stop_after, mechanism.steps)
     mechanism.first(stop)  # not every one can stop early
-    middle = None
-    if center is not None:
-        center = inputs.arrays("center", center)
-        middle = split.like_params("center", center)
-        inputs.check_real("center", middle)
-
-    def loss(trainable: Any, batch: Any) -> jax.Array:
-        return loss_fn(split.merge(trainable), batch)
-
-    def loss_afterwards(trainable: Any, batch: Any) -> jax.Array:
-        return tuning_loss(split.merge(trainable), batch)
-
+    center = None if center is None else inputs.arrays("center", center)
+    middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    examples = 1 if per_example or sampling else batch_size
-    rehearsal.check_loss("loss_fn", loss, split.trainable, data, examples)
-    if finetune_loss_fn is not None:
-        rehearsal.check_loss("finetune_loss_fn", loss_afterwards, split.trainable, data, batch_size)
-    keys, key_source = _keys(key, resume)
+    _try_losses(loss_fn, None if tuning is None else tuning.loss_fn, split, examples)
+    keys, key_source = _keys(key, more.resume)
     start = mechanism.start(split.trainable, middle, keys.noise)
     rounding.check(mechanism, scale, jax.tree.leaves(start))
-    tx = noisy_sgd(mechanism, scale, key=keys.noise, center=middle, before_clip=before_clip)
+    tx = noisy_sgd(mechanism, scale, key=keys.noise, center=middle, before_clip=more.before_clip)
     carry: compiled_steps.Carry = compiled_steps.owned((start, tx.init(start)))
-
-    plan = functools.cache(
-        lambda: resuming.plan(
-            {
-                "mechanism": mechanisms.to_record(mechanism),
-                "noise_scale": scale,
-                "batch_size": batch_size,
-                "per_example": per_example,
-                "frozen": split.is_frozen,
-            },
-            {"params": whole, "retain_data": data, "center": center},
-        )
-    )
-    first = 0
-    if resume is not None:
-        first = resume.step
-        if first > stop or first == stop < mechanism.steps:
-            raise ValueError(f"resume has run {first} steps already; stop_after={stop} is past")
-        carry = resuming.restore(resume, plan(), carry)
-
-    noisy = compiled_steps.noisy_steps(
-        loss, tx, mechanism, batch_size, per_example, microbatch_size
-    )
-    call = next(compiled_steps.calls(keys.data, size, batch_size, 0, 1, None, sampling))
-    rehearsal.try_noisy_steps(noisy, carry, data, call, before_clip is not None)
-    noiseless = None
-    if optimizer is not None:
-        noiseless = compiled_steps.noiseless_step(loss_afterwards, optimizer, batch_size)
-        rehearsal.try_noiseless_step(noiseless, optimizer, start, data, call[0])
+    plan = functools.cache(lambda: _plan(mechanism, scale, split, examples, center))
+    if more.resume is not None:
+        carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
     return Prepared(
         mechanism=mechanism,
-        scale=scale,
+        noise_scale=scale,
+        delta=delta,
+        epsilon=epsilon,
+        accountant=accountant,
+        options=more,
         split=split,
-        data=data,
-        size=size,
-        batch_size=batch_size,
-        retain_size=retain_size,
-        forget_size=forget_size,
-        first=first,
+        examples=examples,
+        first=0 if more.resume is None else more.resume.step,
         stop=stop,
         keys=keys,
         key_source=key_source,
-        carry=carry,
-        noisy=noisy,
-        optimizer=optimizer,
-        noiseless=noiseless,
-        finetune_steps=finetune_steps,
+        start=Start(carry),
+        noisy=_noisy_steps(loss_fn, split, tx, mechanism, examples, keys, carry, more),
+        tuning=_tuning(tuning, tuning_loss, split, examples, keys, start),
         plan=plan,
         trained_digest=files.params_digest(given),
         start_digest=files.params_digest(split.merge(start)),
     )
 
 
+def _split(given: Any, frozen: ArrayTree | None) -> leaf_split.Split:
+    """The parameters as arrays, wide and finite where they are trained."""
+    split = leaf_split.Split.make(inputs.arrays("params", given), frozen)
+    trees.check_wide(split.by_name)
+    trees.check_finite("params", split.by_name)
+    return split
+
+
+def _examples(
+    retain_data: ArrayTree, batch_size: int, mechanism: Mechanism, more: Options
+) -> Examples:
+    data = inputs.arrays("retain_data", retain_data, keys=True)
+    size = batches.data_size(data)
+    sampled = mechanism.poisson_sampling() is not None
+    return Examples(
+        data=data,
+        size=size,
+        batch_size=batches.check_batch_size(batch_size, size),
+        per_example=more.per_example,
+        microbatch_size=inputs.microbatch(more.microbatch_size, more.per_example or sampled),
+        sampled=sampled,
+    )
+
+
+def _center(center: ArrayTree | None, split: leaf_split.Split) -> ArrayTree | None:
+    """What is trained of the centre."""
+    if center is None:
+        return None
+    middle = split.like_params("center", center)
+    inputs.check_real("center", middle)
+    return middle
+
+
 def _noise_scale(
-    mechanism: Any,
+    mechanism: Mechanism,
     epsilon: float | None,
-    noise_scale: Any,
+    noise_scale: ScalarOrSchedule | None,
     delta: float,
     accountant: str | None,
     progress: bool,
@@ -231,10 +191,31 @@ def _noise_scale(
         )
     # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
     # least of all accountants does; the others' time is saved for the end.
-    if accountant is None and "interpolation" in accounting.supported_names(mechanism):
+    if accountant is None and accounting.supported_accountants(mechanism)["interpolation"] is None:
         accountant = "interpolation"
     accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)
+
+
+def _try_losses(
+    loss_fn: LossFn, tuning_loss: LossFn | None, split: leaf_split.Split, examples: Examples
+) -> None:
+    one_by_one = examples.per_example or examples.sampled
+    size = 1 if one_by_one else examples.batch_size
+    data, trainable = examples.data, split.trainable
+    rehearsal.check_loss("loss_fn", _of_trainable(loss_fn, split), trainable, data, size)
+    if tuning_loss is not None:
+        loss = _of_trainable(tuning_loss, split)
+        rehearsal.check_loss("finetune loss_fn", loss, trainable, data, examples.batch_size)
+
+
+def _of_trainable(loss_fn: LossFn, split: leaf_split.Split) -> LossFn:
+    """The loss as a function of what is trained."""
+
+    def loss(trainable: Any, batch: Any) -> jax.Array:
+        return loss_fn(split.merge(trainable), batch)
+
+    return loss
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:
@@ -245,3 +226,89 @@ def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_l
     if key is None:
         return keys_lib.system_keys(), keys_lib.FROM_SYSTEM
     return keys_lib.split_key(key), keys_lib.FROM_CALLER
+
+
+def _plan(
+    mechanism: Mechanism,
+    scale: checks.PerStep,
+    split: leaf_split.Split,
+    examples: Examples,
+    center: ArrayTree | None,
+) -> dict[str, str]:
+    """Digests of what decides the course of the run."""
+    return resuming.plan(
+        {
+            "mechanism": mechanisms.to_record(mechanism),
+            "noise_scale": scale,
+            "batch_size": examples.batch_size,
+            "per_example": examples.per_example,
+            "frozen": split.is_frozen,
+        },
+        {
+            "params": jax.tree.unflatten(split.treedef, split.leaves),
+            "retain_data": examples.data,
+            "center": center,
+        },
+    )
+
+
+def _resumed(
+    state: UnlearningState,
+    stop: int,
+    steps: int,
+    plan: Callable[[], dict[str, str]],
+    like: compiled_steps.Carry,
+) -> compiled_steps.Carry:
+    """Parameters and optimizer state of the run that goes on."""
+    if state.step > stop or state.step == stop < steps:
+        raise ValueError(f"resume has run {state.step} steps already; stop_after={stop} is past")
+    carry: compiled_steps.Carry = resuming.restore(state, plan(), like)
+    return carry
+
+
+def _noisy_steps(
+    loss_fn: LossFn,
+    split: leaf_split.Split,
+    tx: optax.GradientTransformation,
+    mechanism: Mechanism,
+    examples: Examples,
+    keys: keys_lib.Keys,
+    carry: compiled_steps.Carry,
+    more: Options,
+) -> Callable[..., tuple[compiled_steps.Carry, compiled_steps.StepStats]]:
+    """The compiled noisy steps, tried by their shapes."""
+    noisy = compiled_steps.noisy_steps(
+        _of_trainable(loss_fn, split),
+        tx,
+        mechanism,
+        examples.batch_size,
+        examples.per_example,
+        examples.microbatch_size,
+    )
+    call = _first_call(examples, keys)
+    rehearsal.try_noisy_steps(noisy, carry, examples.data, call, more.before_clip is not None)
+    return noisy
+
+
+def _tuning(
+    tuning: Finetune | None,
+    loss_fn: LossFn | None,
+    split: leaf_split.Split,
+    examples: Examples,
+    keys: keys_lib.Keys,
+    start: ArrayTree,
+) -> Tuning | None:
+    """The compiled noiseless step, tried by its shapes."""
+    if tuning is None or loss_fn is None:
+        return None
+    loss = _of_trainable(loss_fn, split)
+    one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size)
+    order, *_ = _first_call(examples, keys)
+    rehearsal.try_noiseless_step(one, tuning.optimizer, start, examples.data, order)
+    return Tuning(tuning.optimizer, tuning.steps, one)
+
+
+def _first_call(examples: Examples, keys: keys_lib.Keys) -> tuple[jax.Array, int, int, int]:
+    size, batch_size = examples.size, examples.batch_size
+    calls = compiled_steps.calls(keys.data, size, batch_size, 0, 1, None, examples.sampled)
+    return next(calls)

@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from chex import ArrayTree
+
+from certunlearn.unlearning.compiled_steps import Carry
 
 
-def check_loss(name: str, loss_fn: Callable[..., Any], params: Any, data: Any, size: int) -> None:
+def check_loss(
+    name: str, loss_fn: Callable[..., Any], params: ArrayTree, data: ArrayTree, size: int
+) -> None:
     """Traces a loss on a batch of `size` examples.
 
     Raises:
@@ -45,14 +50,20 @@ def _not_a_loss(value: Any) -> str | None:
     return None if jnp.issubdtype(dtype, jnp.floating) else f"got {dtype}"
 
 
-def try_noisy_steps(run: Callable[..., Any], carry: Any, data: Any, call: Any, named: bool) -> None:
+def try_noisy_steps(
+    run: Callable[..., Any],
+    carry: Carry,
+    data: ArrayTree,
+    call: tuple[jax.Array, int, int, int],
+    named: bool,
+) -> None:
     """Traces the first call of the compiled noisy steps.
 
     Args:
-      run: see `steps.noisy_steps`.
+      run: see `compiled_steps.noisy_steps`.
       carry: parameters and optimizer state.
       data: the examples.
-      call: what `steps.calls` yields.
+      call: what `compiled_steps.calls` yields.
       named: whether there is a `before_clip`, which then is to blame.
 
     Raises:
@@ -71,11 +82,11 @@ def try_noisy_steps(run: Callable[..., Any], carry: Any, data: Any, call: Any, n
 def try_noiseless_step(
     one: Callable[..., Any],
     optimizer: optax.GradientTransformation,
-    params: Any,
-    data: Any,
-    order: Any,
+    params: ArrayTree,
+    data: ArrayTree,
+    order: jax.Array,
 ) -> None:
-    """Traces the first two fine-tuning steps; see `steps.noiseless_step`.
+    """Traces the first two fine-tuning steps; see `compiled_steps.noiseless_step`.
 
     Raises:
       ValueError: if the optimizer cannot take these parameters, or changes their shapes.

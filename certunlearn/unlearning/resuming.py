@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import keys as keys_lib
+from certunlearn.unlearning import recognition
 from certunlearn.unlearning.history import UnlearningState
 
 
-def plan(settings: dict[str, Any], arrays: dict[str, Any]) -> dict[str, str]:
+def plan(settings: dict[str, Any], arrays: dict[str, ArrayTree | None]) -> dict[str, str]:
     """Digests of what decides the course of a run, under the names of `unlearn`'s arguments.
 
     Losses and optimizers have no digest: that they are the same is the caller's word.
@@ -39,7 +41,7 @@ def _digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def snapshot(carry: Any) -> tuple[np.ndarray, ...] | None:
+def snapshot(carry: ArrayTree) -> tuple[np.ndarray, ...] | None:
     """Copies of parameters and optimizer state on the host; None if a failed step has lost them.
 
     A compiled step overwrites its input, and what it leaves behind may be an error.
@@ -68,7 +70,7 @@ def state(
     )
 
 
-def restore(saved: UnlearningState, plan: dict[str, str], carry: Any) -> Any:
+def restore(saved: UnlearningState, plan: dict[str, str], carry: ArrayTree) -> ArrayTree:
     """Parameters and optimizer state of a stopped run, structured like `carry`.
 
     Raises:
@@ -89,14 +91,12 @@ def restore(saved: UnlearningState, plan: dict[str, str], carry: Any) -> Any:
 
 def _words(leaf: Any) -> Any:
     """A typed key's words, which NumPy can hold; other leaves as they are."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if recognition.is_prng_key(leaf) else leaf
 
 
 def _like(leaf: Any, saved: np.ndarray) -> jax.Array:
     """A copy, for the steps overwrite their input and the state may be used again."""
     copy = jnp.array(saved, copy=True)
-    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else copy
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if not recognition.is_prng_key(leaf):
+        return copy
+    return jax.random.wrap_key_data(copy, impl=jax.random.key_impl(leaf))

@@ -1,147 +1,199 @@
-"""The phases of a run: noisy steps, then noiseless ones, each checked before anything leaves."""
+"""The noisy steps of a run, each checked before anything can leave."""
 
-import contextlib
-import importlib.util
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn.mechanisms import rounding
-from certunlearn.unlearning import compiled_steps, interrupts, preparing, resuming
+from certunlearn.unlearning import compiled_steps, interrupts, resuming
+from certunlearn.unlearning.compiled_steps import Carry, StepStats
+from certunlearn.unlearning.evaluations import Evaluations
 from certunlearn.unlearning.history import UnlearningState
+from certunlearn.unlearning.prepared_run import Prepared, Start
 
 
-class Noisy(NamedTuple):
-    """Where the noisy steps ended: how many there were, with what, and their private numbers."""
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Noisy:
+    """Where the noisy steps ended. Private: it holds the keys, and a hidden iterate if resumed.
+
+    Attributes:
+      step: noisy steps taken, those before a resumption among them.
+      carry: what is trained of the parameters, and the optimizer's state.
+      stats: numbers of the steps that were taken now, one for each compiled call.
+      evaluations: (step, answer) for each call of `Options.evaluate`.
+      start: that of the run: who belongs to which.
+    """
 
     step: int
-    carry: compiled_steps.Carry
-    stats: list[compiled_steps.StepStats]
+    carry: Carry
+    stats: list[StepStats]
+    evaluations: list[tuple[int, Any]]
+    start: Start
+
+    def __repr__(self) -> str:
+        """How many steps there were, and nothing that is secret."""
+        return f"Noisy(step={self.step}, <private>)"
 
 
-def noisy_phase(
-    run: preparing.Prepared,
-    look: Callable[[int, Any, bool], None],
-    pause_every: int | None,
-    interrupted: Callable[[], bool],
-    advance: Callable[[int], object],
+def run_noisy_steps(
+    prepared: Prepared,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Noisy:
-    """Runs the noisy steps, to their end or to an interrupt, and checks what they come to."""
-    stats: list[compiled_steps.StepStats] = []
-    here = (run.first, run.carry)  # together, so that an interrupt cannot part them
-    peaks = [np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(run.carry[0])]
+    """The second part of `unlearn`: runs the noisy steps, to their end or to an interrupt.
+
+    Args:
+      prepared: what `prepare` returned; it can be run once.
+      interrupted: asked after every compiled call whether to stop. Its answer must not depend on
+        the model.
+      advance: told after every compiled call how many steps it took.
+
+    Returns:
+      A `Noisy`, for `run_finetuning` and `release`.
+
+    Raises:
+      RuntimeError: if `prepared` was run before.
+      ValueError: if parameters grew so large that rounding would swallow the noise.
+      FloatingPointError: if a gradient is not finite and the mechanism cannot do without that
+        step, or the parameters are not finite at the end.
+      UnlearningFailed: if anything else raises after the first step. Its `state` can be resumed.
+      UnlearningInterrupted: likewise, a KeyboardInterrupt, or `interrupted` where there is no noise
+        yet.
+
+    Guarantee:
+      None before `release` has certified it: nothing of what is returned may leave.
+    """
+    here = (prepared.first, prepared.start.take())  # together, so that no interrupt can part them
+    evaluations = Evaluations(prepared)
+    watch = _Watch(prepared, here[1][0])
     broken: Exception | None = None
-    with interrupts.carrying(lambda: state_of(run, *here)):
-        if run.first == run.stop:
-            look(run.first, run.carry[0], True)
-        sampling = run.mechanism.poisson_sampling() is not None
-        for order, position, at, count in compiled_steps.calls(
-            run.keys.data, run.size, run.batch_size, run.first, run.stop, pause_every, sampling
-        ):
-            carry, numbers = run.noisy(here[1], run.data, order, position, at, count=count)
-            here = (at + count, carry)
-            stats.append(numbers)
-            now = map(np.max, numbers.largest or peaks)
-            grown = list(map(np.maximum, peaks, now))
-            broken = _broken(run, numbers, at, position) or _rounded_away(run, peaks, grown)
+    with interrupts.carrying(lambda: state_of(prepared, *here)):
+        at_once = prepared.first == prepared.stop
+        looked = (prepared.first == 0 or at_once) and evaluations.look(
+            prepared.first, here[1][0], at_once
+        )
+        if looked and not at_once and interrupted():
+            raise KeyboardInterrupt("before the first step")
+        for call in _calls(prepared):
+            order, position, step, count = call
+            carry, stats = prepared.noisy(
+                here[1], prepared.examples.data, order, position, step, count=count
+            )
+            here = (step + count, carry)
+            broken = watch.problem(stats, step, position)
             if broken is not None:
                 break
-            peaks = grown
             advance(count)
-            look(here[0], carry[0], here[0] == run.stop)
-            if interrupted() and here[0] < run.stop:
-                if not run.mechanism.can_stop(here[0]):
-                    raise KeyboardInterrupt("before any noise: nothing can be released")
-                warnings.warn(_interrupted(here[0], run.mechanism.steps), stacklevel=3)
+            evaluations.look(here[0], carry[0], here[0] == prepared.stop)
+            if here[0] < prepared.stop and interrupted():
+                _stop(prepared, here[0])
                 break
     if broken is not None:
         raise broken  # out here, for no state is worth keeping
-    step, (trainable, _) = here
-    _check_finite(trainable, f"noisy step {step}")
-    rounding.check(run.mechanism, run.scale, jax.tree.leaves(trainable))
-    return Noisy(*here, stats)
+    step, carry = here
+    check_finite(carry[0], f"noisy step {step}")
+    rounding.check(prepared.mechanism, prepared.noise_scale, jax.tree.leaves(carry[0]))
+    return Noisy(
+        step=step,
+        carry=carry,
+        stats=watch.stats,
+        evaluations=evaluations.found,
+        start=prepared.start,
+    )
 
 
-def _broken(
-    run: preparing.Prepared, numbers: compiled_steps.StepStats, step: int, position: int
-) -> Exception | None:
-    """Why the steps of a call are not what the mechanism certifies, or None.
+def _calls(prepared: Prepared) -> Any:
+    """The compiled calls that take the noisy steps."""
+    more, examples = prepared.options, prepared.examples
+    return compiled_steps.calls(
+        prepared.keys.data,
+        examples.size,
+        examples.batch_size,
+        prepared.first,
+        prepared.stop,
+        None if more.evaluate is None else more.evaluate_every,
+        examples.sampled,
+    )
 
-    Asking waits for the device, so only those mechanisms are asked about whose separations do not
-    hold whatever an update is.
-    """
-    if run.mechanism.tolerates_nonfinite:
-        return None
-    if np.any(numbers.nonfinite):
-        index = int(np.argmax(numbers.nonfinite))
-        epoch = (step + index) // (run.size // run.batch_size)
+
+class _Watch:
+    """Holds every call's numbers against what the mechanism certifies."""
+
+    def __init__(self, prepared: Prepared, trainable: ArrayTree) -> None:
+        self.stats: list[StepStats] = []
+        self._prepared = prepared
+        # The largest magnitude of each leaf so far.
+        self._peaks = [np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(trainable)]
+
+    def problem(self, stats: StepStats, step: int, position: int) -> Exception | None:
+        """Why the steps of a call are not what the mechanism certifies, or None.
+
+        Args:
+          stats: the call's numbers.
+          step: the first of its steps.
+          position: the number of that step's batch in its epoch.
+        """
+        self.stats.append(stats)
+        peaks = [np.max(each) for each in stats.largest] or self._peaks
+        grown = list(map(np.maximum, self._peaks, peaks))
+        problem = self._nonfinite(stats, step, position) or self._rounded_away(grown)
+        self._peaks = grown
+        return problem
+
+    def _nonfinite(self, stats: StepStats, step: int, position: int) -> FloatingPointError | None:
+        """Asking waits for the device: only where separations do not hold whatever an update is."""
+        mechanism, examples = self._prepared.mechanism, self._prepared.examples
+        if mechanism.tolerates_nonfinite or not np.any(stats.nonfinite):
+            return None
+        index = int(np.argmax(stats.nonfinite))
+        epoch = (step + index) // (examples.size // examples.batch_size)
         return FloatingPointError(
             f"loss_fn has a gradient that is not finite at step {step + index}, batch "
             f"{position + index} of epoch {epoch}: without that step "
-            f"{type(run.mechanism).__name__} does not bring models as close as it certifies. "
+            f"{type(mechanism).__name__} does not bring models as close as it certifies. "
             "Nothing is released. Look for a NaN in retain_data, and for a loss that overflows"
         )
-    return None
 
+    def _rounded_away(self, grown: list[Any]) -> ValueError | None:
+        """What rounding says to parameters of these largest magnitudes, a number for each leaf.
 
-def _rounded_away(run: preparing.Prepared, peaks: list[Any], grown: list[Any]) -> ValueError | None:
-    """What rounding says to parameters of these largest magnitudes, a number for each leaf.
-
-    None if the spacing of floating-point numbers there is what it was at the earlier `peaks`.
-    """
-    if not np.all(np.isfinite(grown)) or list(map(np.spacing, peaks)) == list(
-        map(np.spacing, grown)
-    ):
+        None if the spacing of floating-point numbers there is what it was before.
+        """
+        run = self._prepared
+        if not np.all(np.isfinite(grown)):
+            return None
+        if list(map(np.spacing, self._peaks)) == list(map(np.spacing, grown)):
+            return None
+        like = jax.tree.leaves(run.split.trainable)
+        leaves = [np.broadcast_to(peak, leaf.shape) for peak, leaf in zip(grown, like, strict=True)]
+        try:
+            rounding.check(run.mechanism, run.noise_scale, leaves)
+        except ValueError as error:
+            return error
         return None
-    like = jax.tree.leaves(run.split.trainable)
-    leaves = [np.broadcast_to(peak, leaf.shape) for peak, leaf in zip(grown, like, strict=True)]
-    try:
-        rounding.check(run.mechanism, run.scale, leaves)
-    except ValueError as error:
-        return error
-    return None
 
 
-def noiseless_phase(
-    run: preparing.Prepared,
-    noisy: Noisy,
-    look: Callable[[int, Any, bool], None],
-    interrupted: Callable[[], bool],
-    advance: Callable[[int], object],
-) -> tuple[Any, list[jax.Array]]:
-    """Fine-tunes, if that is asked for and the noisy steps are complete."""
-    trainable = noisy.carry[0]
-    losses: list[jax.Array] = []
-    if run.optimizer is None or run.noiseless is None or noisy.step < run.mechanism.steps:
-        return trainable, losses
-    tuning = compiled_steps.finetuning_steps(
-        run.noiseless,
-        run.optimizer,
-        trainable,
-        run.finetune_steps,
-        run.keys.finetune,
-        run.data,
-        run.size,
-        run.batch_size,
+def _stop(prepared: Prepared, step: int) -> None:
+    """Warns that the run ends early, or raises where nothing could be certified."""
+    planned = prepared.mechanism.steps
+    if not prepared.mechanism.can_stop(step):
+        raise KeyboardInterrupt("before any noise: nothing can be released")
+    warnings.warn(
+        f"interrupted: stopped after {step} of {planned} noisy steps; the certificate is for "
+        "those. That the stop did not depend on the model is for you to vouch.",
+        stacklevel=4,
     )
-    for number in range(run.finetune_steps):
-        if interrupted():  # fine-tuning is free, so stopping it is too
-            planned = run.finetune_steps
-            warnings.warn(f"interrupted: {number} of {planned} fine-tuning steps", stacklevel=3)
-            break
-        trainable, loss = next(tuning)
-        losses.append(loss)
-        advance(1)
-        look(noisy.step + number + 1, trainable, number + 1 == run.finetune_steps)
-    _check_finite(trainable, f"{len(losses)} fine-tuning steps")
-    return trainable, losses
 
 
-def _check_finite(trainable: Any, after: str) -> None:
+def check_finite(trainable: ArrayTree, after: str) -> None:
+    """Raises FloatingPointError if parameters are not finite."""
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(trainable)):
         raise FloatingPointError(
             f"the parameters are not finite after {after}, and nothing is released: lower the "
@@ -150,39 +202,15 @@ def _check_finite(trainable: Any, after: str) -> None:
         )
 
 
-def state_of(
-    run: preparing.Prepared, step: int, carry: compiled_steps.Carry
-) -> UnlearningState | None:
+def check_same_run(prepared: Prepared, name: str, start: Start) -> None:
+    """Raises ValueError if what a part of a run returned is not of this run."""
+    if start is not prepared.start:
+        raise ValueError(f"{name} must come from the run of this prepared, got another run's")
+
+
+def state_of(prepared: Prepared, step: int, carry: Carry) -> UnlearningState | None:
     """What it takes to go on; None before the first step, when there is nothing to lose yet."""
     saved = resuming.snapshot(carry) if step > 0 else None
     if saved is None:
         return None
-    return resuming.state(step, saved, run.keys, run.key_source, run.plan())
-
-
-def _interrupted(step: int, planned: int) -> str:
-    return (
-        f"interrupted: stopped after {step} of {planned} noisy steps; the certificate is for "
-        "those. That the stop did not depend on the model is for you to vouch."
-    )
-
-
-@contextlib.contextmanager
-def bar(total: int, progress: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar's `advance(steps)`, or a stand-in without tqdm or where none is wanted."""
-    if not progress or importlib.util.find_spec("tqdm") is None:
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc="unlearning", unit="step")
-
-    def advance(count: int) -> None:
-        with contextlib.suppress(Exception):  # a closed terminal must not cost the run
-            bar.update(count)
-
-    try:
-        yield advance
-    finally:
-        with contextlib.suppress(Exception):
-            bar.close()
+    return resuming.state(step, saved, prepared.keys, prepared.key_source, prepared.plan())

@@ -247,7 +247,7 @@ def test_a_chain_of_gradient_clipping_starts_in_the_ball_and_repeats_its_certifi
             batch_size=10,
             key=jax.random.key(request),
             accountant="interpolation",
-            forget_size=30 - left,
+            options=cu.Options(forget_size=30 - left),
             progress=False,
         )
         start = cu.clip_params(params, 0.5)

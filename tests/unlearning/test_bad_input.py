@@ -113,11 +113,10 @@ ODD = {
     "nothing": ({"loss": lambda p, b: None}, TypeError, "loss_fn must return .* got None"),
     "words": ({"loss": lambda p, b: "low"}, TypeError, "loss_fn must return .* type str"),
     "a tuple after the noise": (
-        {"finetune": (optax.sgd(0.1), 1), "finetune_loss_fn": lambda p, b: (p["b"], 0)},
+        {"finetune": cu.Finetune(optax.sgd(0.1), 1, lambda p, b: (p["b"], 0))},
         TypeError,
-        "finetune_loss_fn must return .* a tuple",
+        "finetune loss_fn must return .* a tuple",
     ),
-    "no function after the noise": ({"finetune_loss_fn": 3}, TypeError, "finetune_loss_fn must be"),
     # ------------------------------------------------------------------ optimizers
     "an optimizer alone": ({"finetune": optax.sgd(0.1)}, TypeError, "finetune must be"),
     "a list": ({"finetune": [optax.sgd(0.1), 3]}, TypeError, "finetune must be .* type list"),
@@ -163,6 +162,11 @@ ODD = {
         TypeError,
         "epsilon must be one real number",
     ),
+    "options of another kind": (
+        {"options": {"frozen": None}},
+        TypeError,
+        "options must be .* dict",
+    ),
     "an accountant of another kind": ({"accountant": 3}, ValueError, "accountant must be one of"),
     # ------------------------------------------------------------------ functions and states
     "no evaluation": ({"evaluate": 3}, TypeError, "evaluate must be a function"),
@@ -187,13 +191,27 @@ def test_odd_arguments_are_named_before_any_step(name, monkeypatch):
     def started(*args, **kwargs):
         raise AssertionError("a step was taken")
 
-    monkeypatch.setattr("certunlearn.unlearning.running.noisy_phase", started)
+    monkeypatch.setattr("certunlearn.unlearning.running.run_noisy_steps", started)
     with pytest.raises(kind, match=words) as caught:
         run(**changes)
     assert type(caught.value) is kind
     # The sentence is this package's own, and it quotes no array.
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_odd_fine_tuning_is_refused_when_it_is_made():
+    for arguments, words in (
+        ((optax.sgd(0.1), 3, 3), "finetune loss_fn must be a function, .* got 3"),
+        ((optax.sgd, 3), "finetune optimizer must be an Optax transform .* type function"),
+        ((0.1, 3), "finetune optimizer must be an Optax transform .* got 0.1"),
+        ((optax.sgd(0.1), None), "finetune steps must be a whole number"),
+        ((optax.sgd(0.1), 1.5), "finetune steps must be a whole number"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            cu.Finetune(*arguments)
+    with pytest.raises(ValueError, match="finetune steps must be at least 1"):
+        cu.Finetune(optax.sgd(0.1), 0)
 
 
 def test_a_loss_of_ones_own_that_fails_keeps_its_error_and_says_where():

@@ -21,17 +21,15 @@ def to_teacher(params, batch):
 
 
 def test_a_loss_that_may_hold_the_trained_model_is_not_fine_tuned_on():
-    with pytest.raises(ValueError, match="finetune needs a finetune_loss_fn"):
+    with pytest.raises(ValueError, match="finetune needs a loss_fn of its own"):
         run(WITH_MEMORY, loss=to_teacher, finetune=(optax.sgd(0.1), 3))
-    with pytest.raises(ValueError, match="finetune_loss_fn needs finetune"):
-        run(finetune_loss_fn=loss_fn)
+    with pytest.raises(TypeError, match=r"missing 2 required .* 'optimizer' and 'steps'"):
+        cu.Finetune(loss_fn=loss_fn)
 
 
 def test_fine_tuning_takes_the_gradients_of_its_own_loss():
     plain = run(WITH_MEMORY, loss=to_teacher)
-    tuned = run(
-        WITH_MEMORY, loss=to_teacher, finetune=(optax.sgd(0.1), 1), finetune_loss_fn=loss_fn
-    )
+    tuned = run(WITH_MEMORY, loss=to_teacher, finetune=cu.Finetune(optax.sgd(0.1), 1, loss_fn))
     indices = next(cu.batch_indices(cu.split_key(jax.random.key(7)).finetune, 24, 8, 1))
     grads = jax.grad(loss_fn)(plain.params, jax.tree.map(lambda x: x[indices], DATA))
     for name in PARAMS:

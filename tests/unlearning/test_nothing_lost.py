@@ -165,6 +165,16 @@ def test_a_signal_stops_between_steps_with_an_honest_certificate(number, whole):
     assert same(run(resume=result.history.state, **TUNED).params, whole.params)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_ends_the_run(number):
+    with (
+        handler(number, DEFAULTS[number]),
+        pytest.raises(KeyboardInterrupt, match="before the first step") as caught,
+    ):
+        run(evaluate=pressing(number, 0), evaluate_every=2)
+    assert not isinstance(caught.value, cu.unlearning.UnlearningInterrupted)
+
+
 @pytest.mark.parametrize(("at", "tuned"), [(6, 0), pytest.param(8, 2, marks=SLOW)])
 def test_a_signal_during_fine_tuning_ends_it_and_says_so(at, tuned, whole):
     with (

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from loop_helpers import arguments
 from scipy import stats
 
 import certunlearn as cu
@@ -181,7 +182,7 @@ def trained(loss, data=DATA, mechanism=MECHANISM, key=0, **rest):
         noise_scale=1e-7,
         key=jax.random.key(key),
         progress=False,
-        **rest,
+        **arguments(**rest),
     )
 
 
@@ -265,7 +266,7 @@ def test_a_sample_too_large_for_its_room_is_cut(monkeypatch):
     room = batches.poisson_capacity(SIZE, 0.25, deletions=1)
     assert room < 12
     for key in jax.random.split(jax.random.key(1), 20):
-        (examples, taken), factor = batches.poisson_sample(data, key, MECHANISM)
+        (examples, taken), factor = MECHANISM.poisson_sampling().sample(data, key)
         who = np.flatnonzero(np.asarray(jax.random.uniform(key, (SIZE,))) < 0.25)
         assert examples["i"].shape == taken.shape == (room,)
         assert examples["i"][taken].tolist() == who[:room].tolist()

@@ -9,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from loop_helpers import arguments
 from transform_helpers import exact_norm
 
 import certunlearn as cu
 from certunlearn import mechanisms
-from certunlearn._numerics import batches
 from certunlearn.accounting import _gaussian
 from certunlearn.certificates import issuing
-from certunlearn.unlearning import compiled_steps, systems
+from certunlearn.mechanisms import pairs
+from certunlearn.unlearning import compiled_steps
 
 SLOW = pytest.mark.slow
 SIZE, DELETIONS = 60, 3
@@ -87,7 +88,7 @@ def run(mechanism, params=PARAMS, data=DATA, loss=loss_fn, key=3, **changes):
         "progress": False,
     }
     key = jax.random.key(key)
-    return cu.unlearn(loss, params, data, mechanism, key=key, **(options | changes))
+    return cu.unlearn(loss, params, data, mechanism, key=key, **arguments(**(options | changes)))
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
@@ -110,7 +111,7 @@ def test_the_certificate_round_trip(result, tmp_path):
     assert loaded == certificate
     assert cu.verify(loaded, result.params).summary
     assert certificate.epsilon <= 1.0
-    at_end = isinstance(mechanisms.from_record(certificate.mechanism), mechanisms.base.LastNoisy)
+    at_end = isinstance(mechanisms.from_record(certificate.mechanism), pairs.LastNoisy)
     assert (result.history.before_noise is not None) == at_end
     assert mechanisms.from_record(certificate.mechanism).assumptions == tuple(
         certificate.assumptions
@@ -180,7 +181,7 @@ def test_noise_of_every_step_of_noisy_sgd_adds_up():
 def test_noise_on_the_start_is_not_that_of_a_step():
     mechanism = cu.ModelClipping(**BALLS, init_noise_scale=2.0)
     key, zeros = jax.random.key(0), [jnp.zeros(5000)]
-    start = systems.start(mechanism, zeros, None, key)[0]
+    start = mechanism.start(zeros, None, key)[0]
     p = scipy.stats.kstest(np.asarray(start, np.float64), "norm", (0, 2.0)).pvalue
     assert p > 1e-3
     tx = cu.transforms.add_gaussian_noise(2.0, key)
@@ -188,7 +189,7 @@ def test_noise_on_the_start_is_not_that_of_a_step():
     for _ in range(3):
         updates, state = tx.update(zeros, state)
         assert abs(np.corrcoef(start, updates[0])[0, 1]) < 0.06
-    assert exact_norm(systems.start(SYSTEMS["model"], [jnp.ones(50)], None, key)) <= 1.0
+    assert exact_norm(SYSTEMS["model"].start([jnp.ones(50)], None, key)) <= 1.0
 
 
 @pytest.mark.parametrize("name", ["model", "model after noise", "projected"])
@@ -288,7 +289,7 @@ def test_a_stopped_run_resumes_to_the_same_parameters(name):
     options = {"key": None, "resume": stopped.history.state}
     options |= {"delta": 1e-5, "epsilon": 1.0, "batch_size": batch_size(SYSTEMS[name])}
     options |= {"accountant": accountant(SYSTEMS[name]), "progress": False}
-    resumed = cu.unlearn(loss_fn, PARAMS, DATA, SYSTEMS[name], **options)
+    resumed = cu.unlearn(loss_fn, PARAMS, DATA, SYSTEMS[name], **arguments(**options))
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
@@ -322,7 +323,7 @@ def test_what_a_mechanism_does_not_allow_is_refused(name, changes, message):
 def test_poisson_samples_take_each_example_with_its_chance():
     data, mechanism = {"i": jnp.arange(50)}, SYSTEMS["dp"]
     counts, sizes = np.zeros(50), []
-    sample = jax.jit(lambda key: batches.poisson_sample(data, key, mechanism)[0])
+    sample = jax.jit(lambda key: mechanism.poisson_sampling().sample(data, key)[0])
     for key in jax.random.split(jax.random.key(0), 2000):
         examples, taken = sample(key)
         chosen = np.asarray(examples["i"])[np.asarray(taken)]

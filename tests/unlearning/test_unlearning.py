@@ -1,3 +1,6 @@
+"""`unlearn` from end to end: certificates, noise, fine-tuning, resumption, and odd models."""
+
+import dataclasses
 import warnings
 
 import flax.linen as nn
@@ -9,8 +12,10 @@ import pytest
 import scipy.stats
 from flax import nnx
 from flax.training.train_state import TrainState
+from loop_helpers import arguments
 
 import certunlearn as cu
+from certunlearn.unlearning import compiled_steps
 
 DATA = {
     "x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32),
@@ -28,12 +33,18 @@ def loss_fn(params, batch):
 
 def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **changes):
     key = None if key is None else jax.random.key(key)
-    return cu.unlearn(loss, params, data, mechanism, key=key, **(CLAIM | changes))
+    return cu.unlearn(loss, params, data, mechanism, key=key, **arguments(**(CLAIM | changes)))
 
 
 def same(a, b):
     a, b = jax.tree.leaves(a), jax.tree.leaves(b)
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A run without anything rare, which several tests compare with."""
+    return run()
 
 
 def test_the_released_parameters_carry_a_certificate_that_verifies():
@@ -123,16 +134,15 @@ def test_by_default_the_accountant_with_the_least_noise_is_used_and_named():
 
 
 @pytest.mark.slow
-def test_keys_from_the_system_never_repeat():
+def test_keys_from_the_system_never_repeat(plain):
     a, b = run(key=None), run(key=None)
     assert not same(a.params, b.params)
     assert "operating system" in a.certificate.key_source
-    assert same(run().params, run().params)
-    assert not same(run().params, run(key=8).params)
+    assert same(run().params, plain.params)
+    assert not same(plain.params, run(key=8).params)
 
 
-def test_finetuning_continues_without_noise_and_costs_nothing():
-    plain = run()
+def test_finetuning_continues_without_noise_and_costs_nothing(plain):
     tuned = run(finetune=(optax.sgd(0.05), 300))
     assert tuned.certificate.epsilon == plain.certificate.epsilon
     assert tuned.certificate.finetune_steps == 300
@@ -181,8 +191,8 @@ def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
 @pytest.mark.slow
 def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
     one = run(evaluate=lambda p: 0, evaluate_every=7)
-    monkeypatch.setattr(cu.steps, "rolled", lambda: True)
-    assert [count for *_, count in cu.steps.calls(jax.random.key(0), 40, 8, 0, 12, 7)] == [
+    monkeypatch.setattr(compiled_steps, "rolled", lambda: True)
+    assert [count for *_, count in compiled_steps.calls(jax.random.key(0), 40, 8, 0, 12, 7)] == [
         5,
         2,
         3,
@@ -195,10 +205,10 @@ def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
 
 
 @pytest.mark.slow
-def test_per_example_clipping_and_microbatches_agree():
+def test_per_example_clipping_and_microbatches_agree(plain):
     whole = run(per_example=True)
     micro = run(per_example=True, microbatch_size=2)
-    assert not same(whole.params, run().params)
+    assert not same(whole.params, plain.params)
     np.testing.assert_allclose(whole.params["w"], micro.params["w"], rtol=1e-5)
     assert np.all((whole.history.clip_fractions >= 0) & (whole.history.clip_fractions <= 1))
     scheduled = cu.GradientClipping(
@@ -220,16 +230,14 @@ def test_a_poisoned_example_is_counted_and_harmless():
     assert per_example.history.nonfinite <= 3
 
 
-def test_optimizers_before_the_clip_need_a_mechanism_with_memory():
-    import dataclasses
-
+def test_optimizers_before_the_clip_need_a_mechanism_with_memory(plain):
     momentum = optax.trace(decay=0.9)
     with pytest.raises(ValueError, match="memoryless"):
         run(before_clip=momentum)
     with_memory = dataclasses.replace(MECHANISM, memoryless=False)
     result = run(with_memory, before_clip=momentum)
     assert cu.verify(result.certificate, result.params)
-    assert result.certificate.noise_scale >= run().certificate.noise_scale
+    assert result.certificate.noise_scale >= plain.certificate.noise_scale
     adam = run(with_memory, before_clip=optax.scale_by_adam())
     assert cu.verify(adam.certificate, adam.params)
 

@@ -1,0 +1,116 @@
+"""Whether an object of another library is what it looks like: arrays, optimizers, models, keys.
+
+The rest of the package asks the functions here and never guesses by attributes itself. Where a
+class is at hand it is asked for. Else a protocol names what the object must have: any library may
+bring its own arrays and optimizers, and Flax is optional.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.sparse import JAXSparse
+
+
+@runtime_checkable
+class _Typed(Protocol):
+    """Something with a dtype: arrays and array scalars of NumPy, JAX and others."""
+
+    dtype: Any
+
+
+@runtime_checkable
+class _ArrayLike(Protocol):
+    """What NumPy takes for an array without a guess: a pandas series, a PyTorch tensor."""
+
+    dtype: Any
+    shape: Any
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
+
+
+@runtime_checkable
+class _OptaxTransform(Protocol):
+    """A pair of functions, as Optax and its users write them: named tuples or classes."""
+
+    init: Any
+    update: Any
+
+
+@runtime_checkable
+class _TrainState(Protocol):
+    """What Flax's `TrainState` and others written after it have."""
+
+    params: Any
+    opt_state: Any
+    tx: Any
+
+
+# The fields of Flax's `TrainState` that hold no model state, or whose content is left behind.
+_TRAIN_STATE_FIELDS = ("step", "apply_fn", "params", "tx", "opt_state")
+
+
+def is_array_like(value: object) -> TypeGuard[_ArrayLike]:
+    """Whether NumPy can take it for an array that knows its own dtype and shape."""
+    return isinstance(value, _ArrayLike)
+
+
+def is_jax_sparse(value: object) -> bool:
+    """Whether it is one of JAX's sparse arrays: pytrees, the parts of which are no examples."""
+    return isinstance(value, JAXSparse)
+
+
+def has_numpy_dtype(value: object) -> bool:
+    """Whether it is an array or a scalar of numbers; JAX's typed keys have a dtype of their own."""
+    return isinstance(value, _Typed) and isinstance(value.dtype, np.dtype)
+
+
+def is_prng_key(leaf: object) -> bool:
+    """Whether it is a typed random key or an array of some."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def is_any_prng_key(leaf: object) -> bool:
+    """Whether it is a random key or an array of some, typed, or raw as `jax.random.PRNGKey`'s."""
+    if is_prng_key(leaf):
+        return True
+    words = jax.random.key_data(jax.random.key(0)).shape
+    return is_array_like(leaf) and leaf.dtype == np.uint32 and leaf.shape[-1:] == words
+
+
+def is_optax_transform(value: object) -> TypeGuard[optax.GradientTransformation]:
+    """Whether it has `init` and `update`, two functions."""
+    return isinstance(value, _OptaxTransform) and callable(value.init) and callable(value.update)
+
+
+def is_variable_dict(model: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is a Flax Linen variable dict with collections besides its parameters."""
+    return isinstance(model, Mapping) and "params" in model and len(model) > 1
+
+
+def train_state_extras(model: object) -> dict[str, Any] | None:
+    """The fields that a Flax `TrainState` has besides the usual; None if it is no such state."""
+    if isinstance(model, type) or not dataclasses.is_dataclass(model):
+        return None
+    if not isinstance(model, _TrainState):
+        return None
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return {name: value for name, value in values.items() if name not in _TRAIN_STATE_FIELDS}
+
+
+def split_nnx_module(model: object) -> tuple[Any, Any] | None:
+    """The parameters and the other state of a Flax NNX module, without its random state.
+
+    None if it is no such module.
+    """
+    # Whoever has a module has imported Flax; nobody else must have it installed.
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(model, nnx.Module):
+        return None
+    _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    return params, state
