@@ -7,12 +7,8 @@ raises TypeError or ValueError if an argument is of the wrong type or out of ran
 """
 
 from certunlearn._numerics.curvature import contraction
-from certunlearn.models.linear import (
-    ConvexLoss,
-    clip_features,
-    logistic_regression,
-    ridge_regression,
-)
+from certunlearn.models.linear import clip_features, logistic_regression, ridge_regression
+from certunlearn.models.loss import ConvexLoss
 from certunlearn.models.tangent import Linearized, linearized
 from certunlearn.solvers.descent import DataDependentSteps, Trained, gradient_descent, gradient_norm
 from certunlearn.solvers.distances import (

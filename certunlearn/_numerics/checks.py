@@ -6,12 +6,13 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 # A number per step: one value for all steps, or a tuple with one value for each.
 PerStep = float | tuple[float, ...]
 # What callers may give for it: a number, `[steps]` numbers, or an Optax schedule.
-ScalarOrSchedule = float | Sequence[float] | np.ndarray | Callable[[Any], Any]
+ScalarOrSchedule = float | Sequence[float] | np.ndarray | jax.Array | Callable[[Any], Any]
 
 # Step numbers are int32 on devices, and the last one stands for "before the first step".
 MOST_STEPS = 2**31 - 2

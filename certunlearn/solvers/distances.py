@@ -5,7 +5,7 @@ import math
 from certunlearn._numerics import checks
 from certunlearn._numerics.curvature import contraction
 from certunlearn.mechanisms.strong_convexity import Contracting, check_contracting
-from certunlearn.models.linear import ConvexLoss
+from certunlearn.models.loss import ConvexLoss
 from certunlearn.solvers.descent import DataDependentSteps
 
 
@@ -153,6 +153,8 @@ def next_request(
         trained_norm=loss.solution_norm + gradient_norm / loss.strong_convexity,
     )
     remedy = "make the loss with a larger radius, or keep parameters in a smaller ball"
+    if math.isinf(reach):
+        remedy = "noisy steps may leave that ball unless `radius` of all requests keeps them in"
     _check_reach(loss, reach, remedy)
     difference = _largest_difference(loss, size, deletions)
     return mechanism.next(stability_distance=stability, gradient_difference=difference)

@@ -72,7 +72,7 @@ def noisy_steps(
                 batch = batch_at(data, order, position + offset, batch_size)
             if per_example:
                 # A Python float where it is constant, so that it is checked and rounded exactly.
-                norm = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
+                norm: Any = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
                 if sampling is not None:
                     value_and_grad = gradients.sample_value_and_grad(loss_fn, norm, microbatch_size)
                 else:
