@@ -143,7 +143,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
         for _ in range(325):
             member.write(bytes(8 * 10**6))
     script = (
-        "import sys; from certunlearn import files\n"
+        "import sys; from certunlearn._numerics import files\n"
         "before = peak()\n"
         "try: files.load_params(sys.argv[1])\n"
         "except ValueError: pass\n"
