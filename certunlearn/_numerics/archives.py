@@ -9,7 +9,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Collection
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def _read(archive: zipfile.ZipFile, size: int, max_bytes: int | None) -> dict[st
     return arrays
 
 
-def _array(file: Any, size: int) -> np.ndarray:
+def _array(file: IO[bytes], size: int) -> np.ndarray:
     """The array in an entry of that many bytes."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

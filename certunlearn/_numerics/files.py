@@ -9,11 +9,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import archives, checks
 
@@ -24,7 +25,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 
 
 def write_atomically(
-    path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any], *, private: bool = False
+    path: str | os.PathLike[str], write: Callable[[IO[bytes]], object], *, private: bool = False
 ) -> None:
     """Writes a file so that `path` holds either the whole new content or what it held before.
 
@@ -59,7 +60,7 @@ def write_atomically(
         raise
 
 
-def _write(place: Path, write: Callable[[IO[bytes]], Any], private: bool) -> None:
+def _write(place: Path, write: Callable[[IO[bytes]], object], private: bool) -> None:
     # Names have at most 255 bytes, a character at most 4.
     beginning = f".{place.name[:40]}.tmp-"
     ending = "".join(place.suffixes[-2:])[-20:] if private else ".tmp"
@@ -82,7 +83,7 @@ def _write(place: Path, write: Callable[[IO[bytes]], Any], private: bool) -> Non
         raise
 
 
-def _text(path: Any) -> str:
+def _text(path: object) -> str:
     """The path as text, or TypeError."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -151,12 +152,12 @@ def _umask() -> int:
     return mask
 
 
-def leaf_name(path: Any) -> str:
+def leaf_name(path: tuple) -> str:
     """A leaf's path in a pytree as text: "dense/kernel"; "value" for a tree that is one leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "value"
 
 
-def named_leaves(params: Any) -> dict[str, np.ndarray]:
+def named_leaves(params: ArrayTree) -> dict[str, np.ndarray]:
     """A pytree's arrays under their paths ("dense/kernel"), on the host, sorted by path.
 
     A nested tree and the flat dict that this function makes of it have the same named leaves. None
@@ -189,7 +190,7 @@ def _is_no_name(name: str) -> bool:
     return "\0" in name or encoded.decode() != name or len(encoded) > 65_000
 
 
-def _on_host(name: str, leaf: Any) -> np.ndarray:
+def _on_host(name: str, leaf: object) -> np.ndarray:
     """The leaf as an array of NumPy's, in its own dtype."""
     right = f"params[{name!r}] must be an array of numbers"
     if isinstance(leaf, np.ma.MaskedArray):
@@ -213,7 +214,7 @@ def _stored_dtype(right: str, dtype: np.dtype) -> np.dtype:
     raise TypeError(f"{right}, got dtype {dtype}")
 
 
-def _stored(params: Any) -> dict[str, np.ndarray]:
+def _stored(params: ArrayTree) -> dict[str, np.ndarray]:
     """`named_leaves` in dtypes of NumPy's own: narrower floats as float32, which is exact."""
     return {
         name: leaf.astype(_stored_dtype(name, leaf.dtype), copy=False)
@@ -221,7 +222,7 @@ def _stored(params: Any) -> dict[str, np.ndarray]:
     }
 
 
-def params_digest(params: Any) -> str:
+def params_digest(params: ArrayTree) -> str:
     """SHA-256 (hexadecimal) of all parameters: paths, dtypes, shapes and values.
 
     Floats narrower than float32 (bfloat16, float16, float8) count as the float32 numbers that they
@@ -246,7 +247,7 @@ def params_digest(params: Any) -> str:
     return digest.hexdigest()
 
 
-def save_params(path: str | os.PathLike[str], params: Any) -> None:
+def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
     """Writes parameters as a NumPy `.npz` archive, one array under each leaf's path.
 
     Floats narrower than float32 (bfloat16, float16, float8) are written as float32, and integers

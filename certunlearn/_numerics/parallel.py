@@ -4,12 +4,14 @@ import sys
 from typing import Any
 
 import jax
+from chex import ArrayTree
+from jax.typing import ArrayLike
 
 # The axis of a `pmap` without an axis name.
 _PMAP_AXIS = "_internal_pmap_axis_name"
 
 
-def pieces_axes(*values: Any) -> tuple[str, ...]:
+def pieces_axes(*values: ArrayLike) -> tuple[str, ...]:
     """The mesh axes over which values inside `shard_map` differ: each device holds its own piece.
 
     Args:
@@ -34,7 +36,7 @@ def pieces_axes(*values: Any) -> tuple[str, ...]:
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
 
 
-def check_whole(name: str, tree: Any) -> None:
+def check_whole(name: str, tree: ArrayTree) -> None:
     """Raises ValueError if rows of one array are spread over devices inside `shard_map`."""
     check_tracked()
     axes = pieces_axes(*jax.tree.leaves(tree))
@@ -58,7 +60,7 @@ def check_tracked() -> None:
     )
 
 
-def _tracks(mesh: Any, manual: tuple[str, ...]) -> bool:
+def _tracks(mesh: jax.sharding.AbstractMesh, manual: tuple[str, ...]) -> bool:
     """Whether a device's own number counts as differing, as it does if JAX keeps track."""
     large = [name for name in manual if mesh.shape[name] > 1]
     if not large:

@@ -1,7 +1,7 @@
 """The accountant `"dp-accounting"`: differentially private training, with samples that are cut.
 
 A step has room for so many examples, and cuts a sample that is larger (`batches.poisson_sample`).
-That adds T o to delta at every epsilon, o = `batches.OVERFLOW`, whatever the number n of examples:
+That adds T o to delta at every epsilon, o = `batches.OVERFLOW_CHANCE`, for any n:
 
 Compare n examples with the n - j that are left without j <= k of them, and call S the sample of
 those that both have: a Binomial(n - j, q) number of them, with the same law in both runs, whatever
@@ -78,7 +78,7 @@ def epsilon_curve(mechanism: Mechanism, scale: checks.PerStep, delta: float) -> 
 
 def _cut(mechanism: Mechanism) -> float:
     """What samples that are cut add to delta."""
-    return 0.0 if _sampling(mechanism).rate == 1 else mechanism.steps * batches.OVERFLOW
+    return 0.0 if _sampling(mechanism).rate == 1 else mechanism.steps * batches.OVERFLOW_CHANCE
 
 
 def _run(mechanism: Mechanism, scale: checks.PerStep) -> tuple[float, float, int, int]:

@@ -101,8 +101,8 @@ def project_onto_ball(
         return optax.EmptyState()
 
     def update(
-        updates: ArrayTree, state: Any, params: ArrayTree | None = None
-    ) -> tuple[ArrayTree, Any]:
+        updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None
+    ) -> tuple[ArrayTree, ArrayTree]:
         if params is None:
             raise ValueError("project_onto_ball needs params: call update(updates, state, params)")
         parallel.check_tracked()
@@ -130,8 +130,8 @@ def noise_then_projection(
     """
 
     def update(
-        updates: ArrayTree, state: Any, params: ArrayTree | None = None
-    ) -> tuple[ArrayTree, Any]:
+        updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None
+    ) -> tuple[ArrayTree, ArrayTree]:
         noised, state = noise.update(updates, state, params)
         projected, _ = project.update(noised, project.init(params), params)
         lost = float_formats.holds_nan(noised)
