@@ -72,7 +72,8 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
     """
     key, size = keys.as_key(key), checks.positive_int("size", size)
     batch_size, steps = check_batch_size(batch_size, size), checks.positive_int("steps", steps)
-    return _batch_indices(key, size, batch_size, steps)  # so that the checks come with the call
+    # A generator of its own, so that the checks are made at the call.
+    return _batch_indices(key, size, batch_size, steps)
 
 
 def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:

@@ -1,4 +1,4 @@
-"""Parameters on disk and their digest; every file appears whole or not at all."""
+"""Parameters on disk and their digest; files that are written whole or not at all."""
 
 import contextlib
 import errno
@@ -37,21 +37,21 @@ def write_atomically(
       write: receives the open binary file and fills it.
       private: whether only the owner may read the file; otherwise it gets the usual permissions.
         The hidden file has the same two endings (`.private.npz`), so that what keeps private files
-        out of an archive or a repository keeps it out too. A symbolic link is refused: what is
-        private must not land under another name.
+        out of an archive or a repository keeps it out too. A symbolic link is refused: private
+        content must not end up under another name.
 
     Raises:
-      TypeError: if `path` is no path.
+      TypeError: if `path` is not a path.
       ValueError: if it holds a null character.
       OSError: naming `path`, if it cannot be written: no such folder, a directory or device of that
-        name, a name that is too long, a link where none may be, no permission, no room.
+        name, a name that is too long, a link where none may be, no permission, a full disk.
     """
     name = _text(path)
     place = _place(name, private)
     try:
         _write(place, write, private)
     except OSError as error:
-        # Such as name the hidden file, or none at all.
+        # The error names the hidden file, or no file: name `path` instead.
         if error.errno and (
             error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(".")
         ):
@@ -73,7 +73,7 @@ def _write(place: Path, write: Callable[[IO[bytes]], object], private: bool) -> 
             os.fsync(file.fileno())
             if not private:
                 os.chmod(temporary, 0o666 & ~_umask())
-            if fcntl is not None:  # while it is locked, so that nobody takes it for a stale one
+            if fcntl is not None:  # while it is locked: others take an unlocked one for stale
                 os.replace(temporary, place)
         if fcntl is None:
             os.replace(temporary, place)
@@ -102,7 +102,7 @@ def _place(name: str, private: bool) -> Path:
         mode = os.stat(place).st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
-    except OSError as error:  # the name is too long, or links go round in a circle
+    except OSError as error:  # the name is too long, or links form a circle
         raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a directory is there, not a file", name)
@@ -140,7 +140,7 @@ def _new(folder: Path, beginning: str, ending: str) -> tuple[int, str]:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
-        # Somebody may have taken it for a stale one before it was locked.
+        # Another process may have removed it as stale before it was locked.
         if os.path.exists(name):
             return handle, name
         os.close(handle)
@@ -251,7 +251,7 @@ def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
     """Writes parameters as a NumPy `.npz` archive, one array under each leaf's path.
 
     Floats narrower than float32 (bfloat16, float16, float8) are written as float32, and integers
-    below 8 bits as int8 or uint8, for plain NumPy does not read most of them: the same numbers, and
+    below 8 bits as int8 or uint8, for plain NumPy does not read most of them: the same numbers with
     the same digest.
 
     Args:
@@ -276,15 +276,15 @@ def load_params(
 ) -> dict[str, np.ndarray]:
     """Reads what `save_params` wrote, as a flat dict from leaf path to array.
 
-    Safe on files of strangers: nothing in them is run, and they unpack to no more memory than they
-    have on disk, or 256 MiB, whichever is more.
+    Safe for files of unknown origin: nothing in them is run, and they unpack to no more memory than
+    they take on disk, or 256 MiB, whichever is more.
 
     Args:
       path: the `.npz`, as `save_params` or `numpy.savez` writes it.
-      max_bytes: largest size to be read, on disk and unpacked; None for no limit of your own.
+      max_bytes: largest size to be read, on disk and unpacked; None for no further limit.
 
     Raises:
-      TypeError: if `path` is no path, or `max_bytes` no whole number.
+      TypeError: if `path` is not a path, or `max_bytes` not a whole number.
       OSError: if the file cannot be read.
       ValueError: if it is not such an archive, or larger.
     """

@@ -21,7 +21,7 @@ LARGEST_NORM = 1e30
 
 # Magnitudes are measured in units of a power of two, and moved into this range of exponents: the
 # least keeps squares normal, the greatest keeps sums finite.
-_LEAST, _GREATEST = -63, 40
+_LEAST_EXPONENT, _GREATEST_EXPONENT = -63, 40
 
 
 class Clipped(NamedTuple):
@@ -44,7 +44,7 @@ class _Squares(NamedTuple):
 
     total: jax.Array
     depth: int  # the largest number of additions that a term went through
-    terms: int  # how many they were
+    terms: int  # the number of terms
 
 
 class _Limit(NamedTuple):
@@ -115,7 +115,7 @@ def _clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
 
     tries, nonfinite = jnp.zeros((), jnp.int32), jnp.array(False)
     tries, nonfinite, leaves = jax.lax.while_loop(outside, scale_down, (tries, nonfinite, leaves))
-    # One scaling is enough, so that a second leaves nothing that was confirmed.
+    # One scaling is enough: after a second, nothing was confirmed.
     unconfirmed = tries == 2
     leaves = [jnp.where(unconfirmed, jnp.zeros_like(leaf), leaf) for leaf in leaves]
     nonfinite |= unconfirmed & (limit.factor > 0)
@@ -210,8 +210,8 @@ def _limit(max_norm: ArrayLike, dtype: jnp.dtype) -> _Limit:
 def _confirmed(leaves: list[jax.Array], limit: _Limit) -> jax.Array:
     dtype = limit.factor.dtype
     squares = _sum_of_squares(leaves, limit.exponent, dtype)
-    room = max(0.0, 1 - (squares.depth + 8) * float_formats.roundoff(dtype))
-    return squares.total <= limit.factor * limit.factor * room
+    share = max(0.0, 1 - (squares.depth + 8) * float_formats.roundoff(dtype))
+    return squares.total <= limit.factor * limit.factor * share
 
 
 def _scaled(leaves: list[jax.Array], limit: _Limit) -> tuple[jax.Array, list[jax.Array]]:
@@ -239,7 +239,7 @@ def _scaled(leaves: list[jax.Array], limit: _Limit) -> tuple[jax.Array, list[jax
     return ~finite, [scale(leaf) for leaf in leaves]
 
 
-# What the largest magnitude among some numbers is.
+# What the largest magnitude among some numbers is: zero, finite, or neither.
 _ZERO, _FINITE, _NONFINITE = range(3)
 
 
@@ -285,7 +285,8 @@ def _in_units(leaf: jax.Array, exponent: jax.Array, dtype: jnp.dtype) -> jax.Arr
         bits = jnp.clip(bits, 1 << int(jnp.finfo(leaf.dtype).nmant), infinity - 1)
         bits = float_formats.bits_of(jax.lax.bitcast_convert_type(bits, leaf.dtype).astype(dtype))
     least, greatest = (
-        float_formats.power_of_two_bits(exponent + end, dtype) for end in (_LEAST, _GREATEST)
+        float_formats.power_of_two_bits(exponent + end, dtype)
+        for end in (_LEAST_EXPONENT, _GREATEST_EXPONENT)
     )
     moved = exponent.astype(bits.dtype) << int(jnp.finfo(dtype).nmant)
     return jax.lax.bitcast_convert_type(jnp.clip(bits, least, greatest) - moved, dtype)

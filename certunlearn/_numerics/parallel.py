@@ -1,4 +1,4 @@
-"""What JAX says about values inside `shard_map` and `pmap`: pieces of one array, or copies."""
+"""Whether values inside `shard_map` and `pmap` are pieces of one array, or copies."""
 
 import sys
 from typing import Any
@@ -23,7 +23,7 @@ def pieces_axes(*values: ArrayLike) -> tuple[str, ...]:
     Raises:
       ValueError: if a value is a sum that was not carried out yet.
 
-    Where `check_tracked` raises, the answer means nothing.
+    The answer means nothing where `check_tracked` raises.
     """
     named: set[str] = set()
     for value in values:
@@ -48,7 +48,7 @@ def check_whole(name: str, tree: ArrayTree) -> None:
 
 
 def check_tracked() -> None:
-    """Raises ValueError inside a `shard_map` that does not tell pieces from copies."""
+    """Raises ValueError inside a `shard_map` that does not distinguish pieces from copies."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = tuple(mesh.manual_axes)
     if not manual or manual == (_PMAP_AXIS,) or _tracks(mesh, manual) or _directly_in_pmap(manual):

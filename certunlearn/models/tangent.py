@@ -212,7 +212,7 @@ def linearized(
     Args:
       apply_fn: `apply_fn(params, inputs)`, outputs `[batch, classes]` or `[batch]`. It must treat
         each example separately (no batch statistics, no dropout) and be differentiable in forward
-        mode, so without `jax.custom_vjp`. Close over the weights that shall not be trained.
+        mode, so without `jax.custom_vjp`. Close over the weights that are not to be trained.
       public_params: p0, a pytree of float32 or float64 arrays, independent of the private data.
       radius: bound on the norm of each example's tangent features, between 1e-30 and 1e30.
 

@@ -1,4 +1,7 @@
-"""Optax gradient transformations: clip, decay, project, noise. They take numbers, no guarantees."""
+"""Optax gradient transformations: clip, decay, project, noise.
+
+They take numbers. Guarantees about whole runs are made by `mechanisms` and `accounting`.
+"""
 
 from certunlearn.transforms.clipping import ClipByGlobalNormState, clip_by_global_norm
 from certunlearn.transforms.decay import DecayTowardState, decay_toward

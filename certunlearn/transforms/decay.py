@@ -13,7 +13,11 @@ from certunlearn._numerics.checks import ScalarOrSchedule
 
 
 class DecayTowardState(NamedTuple):
-    """`count`, an int32 scalar: updates seen."""
+    """Counter of `decay_toward`.
+
+    Attributes:
+      count: int32 scalar, updates seen.
+    """
 
     count: jax.Array  # type: ignore[assignment]
 

@@ -75,7 +75,7 @@ def add_gaussian_noise(
       parameter (pass `params`), it also folds the device's place into the key, so that pieces have
       independent noise and copies equal noise; `pmap` holds copies. **Two states with one key draw
       the same noise**: calling `init` again replays it, so take a new key for every run; replicas
-      under `vmap` and `pmap` need keys of their own, unless they shall stay equal. After 2^31 - 1
+      under `vmap` and `pmap` need keys of their own, unless they are to stay equal. After 2^31 - 1
       updates, where the count ends, updates are NaN. Tails: `normal_draws.normal_from_words`.
 
     >>> tx = add_gaussian_noise(0.1, jax.random.key(0))
@@ -155,20 +155,32 @@ def _add_noise(
 
 
 def _carries(leaf: Any, scale: jax.Array) -> jax.Array:
-    """Whether numbers of the leaf's size and dtype have room for such noise; see `rounding`.
+    """Whether noise on numbers of the leaf's size and dtype survives rounding.
 
-    Noise of at most 1e30 has none beside infinity.
+    See `docs/theory/rounding.md`. No noise survives on an infinity.
     """
     return scale >= normal_draws.NOISE_SPACINGS * norms.spacing(leaf).astype(scale.dtype)
 
 
 def noise_on_start(params: ArrayTree, noise_scale: float, key: jax.Array) -> ArrayTree:
-    """Parameters with Gaussian noise of standard deviation `noise_scale`, before the first step.
+    """Parameters with Gaussian noise, before the first step.
 
     Args:
-      params: the parameters.
-      noise_scale: standard deviation, in parameter units.
-      key: the noise key of the run; no step's noise comes from the same stream.
+      params: a pytree of float32 or float64 arrays.
+      noise_scale: standard deviation in every coordinate, in parameter units.
+      key: the noise key of the run.
+
+    Returns:
+      The noised parameters, in the same dtypes.
+
+    Raises:
+      TypeError, ValueError: as for `add_gaussian_noise`.
+
+    Guarantee:
+      As for `add_gaussian_noise`. No step of a run with the same key has the same noise.
+
+    >>> noise_on_start(jnp.zeros(3), 0.1, jax.random.key(0)).shape
+    (3,)
     """
     # No step has this number, so no step has this noise.
     tx = add_gaussian_noise(noise_scale, jax.random.fold_in(key, LAST_COUNT))

@@ -60,7 +60,8 @@ def clipped_value_and_grad(
       The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
       loss, NaN included: an example whose gradient is not finite counts as zero, and does not
       disturb the others. The mean of clipped gradients, which rounds, is clipped once more. This is
-      the clip that `GradientClipping` asks for; it says nothing of the privacy of single examples.
+      the clip that `GradientClipping` asks for. It says nothing about the privacy of single
+      examples.
 
     Source:
       Abadi et al. (2016), Deep Learning with Differential Privacy, Algorithm 1 (per example).
@@ -105,8 +106,8 @@ def sample_value_and_grad(
     def of_place(params: ArrayTree, sample: Any) -> jax.Array:
         examples, taken = sample
         value = _checked(loss_fn)(params, examples)
-        # An empty place holds an example all the same. If its gradient is not finite, this one is
-        # NaN, and clipped to zero like any other.
+        # An empty place holds an example, too. If that example's gradient is not finite, this one
+        # is NaN, and clipped to zero like any other.
         return jnp.where(taken[0], value, jnp.zeros_like(value))
 
     def value_and_grad(
@@ -144,7 +145,7 @@ def _by_example(
         microbatch_size=microbatch_size,
         accumulator=(kinds.MEAN, kinds.CONCAT),
     )(params, jax.tree.map(jnp.asarray, batch))
-    # The mean of vectors in the ball is in the ball, but for rounding.
+    # The mean of vectors in the ball is in the ball, up to rounding.
     grads = norms.clip_tree(grads, clip_norm).tree
     taken = jnp.broadcast_to(taken, nonfinite.shape)
     counted = jnp.isfinite(values) & ~nonfinite & taken

@@ -11,7 +11,12 @@ from certunlearn._numerics import norms
 
 
 class ZeroNonfiniteState(NamedTuple):
-    """`count` and `zeroed`, int32 scalars: gradients seen, and those that became zero."""
+    """Counters, int32 scalars. Private: `zeroed` depends on the hidden parameters.
+
+    Attributes:
+      count: updates seen.
+      zeroed: updates with a NaN or an infinity, which became zero.
+    """
 
     count: jax.Array  # type: ignore[assignment]
     zeroed: jax.Array
@@ -22,7 +27,16 @@ class ZeroNonfiniteState(NamedTuple):
 
 
 def zero_nonfinite() -> optax.GradientTransformation:
-    """Zeros instead of a gradient with a NaN or an infinity, which would spoil the state behind."""
+    """Replaces an update with a NaN or an infinity by zeros: later transforms would keep it.
+
+    Returns:
+      A transform with state `ZeroNonfiniteState`. Updates keep their dtypes.
+
+    >>> tx = zero_nonfinite()
+    >>> updates, state = tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.zeros(2)))
+    >>> updates.tolist(), int(state.zeroed)
+    ([0.0, 0.0], 1)
+    """
 
     def init(params: ArrayTree) -> ZeroNonfiniteState:
         del params

@@ -124,9 +124,27 @@ def project_onto_ball(
 def noise_then_projection(
     noise: optax.GradientTransformation, project: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Noise, then a projection that passes on a NaN: by itself it would end at the centre.
+    """Adds noise, then projects; an update whose noise is NaN stays NaN.
 
-    Whether noise is lost may depend on private gradients, so a step without it must not go on.
+    The projection alone would turn NaN into the centre. Whether noise is lost may depend on private
+    gradients, so a step without its noise must not pass for a step with it.
+
+    Args:
+      noise: a transform that adds noise, such as `add_gaussian_noise`.
+      project: a transform without state, such as `project_onto_ball`.
+
+    Returns:
+      A transform with the state of `noise`, whose update needs the parameters.
+
+    Guarantee:
+      If the noised update holds a NaN, all of the update is NaN. Otherwise it is that of `project`.
+
+    >>> from certunlearn.transforms import add_gaussian_noise
+    >>> noise = add_gaussian_noise(9.0, jax.random.key(0))
+    >>> tx, params = noise_then_projection(noise, project_onto_ball(1.0)), jnp.zeros(3)
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> print(f"{jnp.linalg.norm(updates):.3f}")
+    1.000
     """
 
     def update(
