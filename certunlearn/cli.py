@@ -13,10 +13,16 @@ from certunlearn import mechanisms, planning
 from certunlearn._numerics import files
 from certunlearn.certificates import Certificate, record_format, signing, verification
 
+# What an archive of parameters may hold: complex128 is the widest dtype, and the headers of a leaf
+# have its name three times.
+_MOST_BYTES_A_NUMBER = 16
+_MOST_BYTES_OF_HEADERS = 1_000
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
-# Options of `plan` that are fields of a mechanism; the first three must be given.
-_OWN = ("init_radius", "clip_norm", "learning_rate", "weight_decay", "steps", "reference")
+# Options of `plan` that are fields of `GradientClipping`. It needs the first ones; the others have
+# defaults.
+_NEEDED = ("init_radius", "clip_norm", "learning_rate")
+_FIELDS = (*_NEEDED, "weight_decay", "steps", "reference")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,12 +50,14 @@ def _plan(args: argparse.Namespace) -> int:
         "params": args.params,
         "progress": sys.stderr.isatty(),
     }
-    own = {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
+    own = {
+        name: value for name, value in vars(args).items() if name in _FIELDS and value is not None
+    }
     if args.mechanism is not None:
-        record = {"name": args.mechanism, **own, **dict(map(_field, args.set))}
-        plan = planning.plan_for(mechanisms.from_record(record, fill=True), **shared)
+        fields = {**own, **dict(map(_field, args.set))}
+        plan = planning.plan_for(_mechanism(args.mechanism, fields), **shared)
     else:
-        missing = [name for name in _OWN[:3] if name not in own]
+        missing = [name for name in _NEEDED if name not in own]
         if missing or args.set:
             raise ValueError(
                 f"plan needs {', '.join('--' + name.replace('_', '-') for name in missing)}, or "
@@ -63,8 +71,18 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _mechanism(name: str, fields: dict[str, Any]) -> mechanisms.Mechanism:
+    """The mechanism of that name; fields that have defaults may be missing."""
+    if name != mechanisms.Separations.__name__:
+        return mechanisms.from_record({"name": name, **fields}, fill=True)
+    if "transform" in fields:
+        raise ValueError("Separations takes no transform here: a plan does not run any steps")
+    return mechanisms.Separations(**fields)
+
+
 def _verify(args: argparse.Namespace) -> int:
-    # What is wrong with the verifier's own key is bad usage; all else is a certificate that fails.
+    # A bad key of the verifier's own is bad usage (code 2). Any other error is a certificate that
+    # does not verify (code 1).
     public_key = None if args.public_key is None else signing.read_short(args.public_key)
     if public_key is not None:
         signing.check_public_key(public_key)
@@ -87,9 +105,11 @@ def _verify(args: argparse.Namespace) -> int:
     print(verified.summary)
     issuer = "" if public_key is None else f", and {args.public_key} signed it"
     if params is None:
-        words = f"the recorded numbers give the claim{issuer}. --params FILE checks whose it is."
+        words = (
+            f"the recorded numbers give the claim{issuer}. --params FILE checks the released model."
+        )
     else:
-        words = f"the recorded numbers give the claim{issuer}, and it is for {args.params}."
+        words = f"the recorded numbers give the claim for {args.params}{issuer}."
     print(f"VERIFIED: {_line(words)}")
     return 0
 
@@ -98,10 +118,9 @@ def _released(path: Path, certificate: Certificate) -> dict[str, Any]:
     """The released parameters, if the file is no larger than the certificate lets them be."""
     coverage = certificate.coverage
     numbers = coverage["parameters"] + coverage["frozen_parameters"]
-    # Sixteen bytes for the widest numbers, and for each leaf its headers and thrice its name.
     leaves = coverage["leaves"] + len(coverage["frozen"])
-    most = 16 * numbers + 1_000 * leaves + record_format.MOST_BYTES
-    return files.load_params(path, max_bytes=most)
+    most = _MOST_BYTES_A_NUMBER * numbers + _MOST_BYTES_OF_HEADERS * leaves
+    return files.load_params(path, max_bytes=most + record_format.MOST_BYTES)
 
 
 def _signature_problems(path: Path, certificate: Certificate, public_key: bytes) -> list[str]:
@@ -133,7 +152,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed must be from 0 to 2**32 - 1, got {args.seed}")
-    args.out.mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be
+    args.out.mkdir(parents=True, exist_ok=True)  # before the work, so that an error comes early
     watched = sys.stderr.isatty()
     dataset = data.load(args.dataset, args.data_dir, args.seed, progress=watched)
     result = run.run(
@@ -155,7 +174,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _field(text: str) -> tuple[str, object]:
-    """FIELD=VALUE, the value a number, null or text."""
+    """FIELD=VALUE, the value a number, a list, null or text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
@@ -195,14 +214,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--weight-decay", type=float, help="lambda (default: 0)")
     plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
     plan.add_argument("--reference", help="retrained (default) or center")
-    names = ", ".join(mechanisms.MECHANISMS)
+    names = ", ".join([*mechanisms.MECHANISMS, mechanisms.Separations.__name__])
     plan.add_argument("--mechanism", metavar="NAME", help=f"{names} (default: GradientClipping)")
     plan.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field of that mechanism, such as model_radius=0.5; may be repeated",
+        help="a field of that mechanism, such as model_radius=0.5 or shift=[0.1,0.2]; repeatable",
     )
     plan.add_argument("--params", type=int, metavar="N", help="number of parameters")
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -1,18 +1,16 @@
-"""Convex losses with known constants, how far deletions move their minimiser, and training.
+"""Convex losses with known constants, their training, and how far deletions move the result.
 
 One step of gradient descent brings two runs closer, and training with or without a few examples
-ends at nearly the same place. Both facts need constants that are *proved*, not estimated: each loss
-states its own, for features of bounded norm, which `clip_features` makes true. Everything here
-raises TypeError or ValueError if an argument is of the wrong type or out of range.
+ends at nearly the same place. Both facts need constants that are *proved*, not estimated. Each loss
+is a `ConvexLoss` and states its constants. Those of linear models (`logistic_regression`,
+`ridge_regression`) hold for features of bounded norm, which `clip_features` makes true. Those of
+a network linearised at public weights (`linearized`) hold for the scales that it computes.
+Everything here raises TypeError or ValueError if an argument is of the wrong type or out of range.
 """
 
 from certunlearn._numerics.curvature import contraction
-from certunlearn.models.linear import (
-    ConvexLoss,
-    clip_features,
-    logistic_regression,
-    ridge_regression,
-)
+from certunlearn.models.linear import clip_features, logistic_regression, ridge_regression
+from certunlearn.models.loss import ConvexLoss
 from certunlearn.models.tangent import Linearized, linearized
 from certunlearn.solvers.descent import DataDependentSteps, Trained, gradient_descent, gradient_norm
 from certunlearn.solvers.distances import (

@@ -1,4 +1,4 @@
-"""What a run would cost before it is run: the numbers behind `certunlearn plan`. Pure functions."""
+"""How much noise a run needs, before it is run: the numbers behind `certunlearn plan`."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import numpy as np
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import checks
+from certunlearn.mechanisms import Mechanism, Separations, base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,15 +17,15 @@ class AccountantPlan:
     """The noise that one accountant asks for; all numbers are None where it refuses.
 
     Attributes:
-      accountant: which.
+      accountant: its name.
       noise_scale: standard deviation of each step's noise, in parameter units.
-      total_noise: standard deviation of all steps' noise together in a coordinate of x_T; see
-        `total_noise`.
-      total_noise_norm: root mean square norm of that noise over all parameters, if their number is
-        known.
-      total_variation: no event is more likely than under the reference by more than this.
-      true_epsilon_at_least: what an attack reaches at this noise and the target delta; None for
-        more than 2,000 steps, where that would take long.
+      total_noise: standard deviation of all steps' noise together, in each coordinate of x_T and
+        in parameter units; None where updates do more than contract.
+      total_noise_norm: root mean square norm of that noise over all parameters; None if their
+        number or `total_noise` is not known.
+      total_variation: the most by which any event is more likely than under the reference.
+      true_epsilon_at_least: the epsilon that an attack reaches at this noise and the target delta;
+        None if no attack is known or it would take long (more than 2,000 steps).
       refused: why there is no number, or None.
     """
 
@@ -45,14 +46,14 @@ class Plan:
       mechanism: what would be run.
       epsilon: the target.
       delta: the target.
-      params: number of parameters, or None if not said.
+      params: number of parameters, or None if it was not given.
       best_steps: the number of steps at which interpolation asks for the least noise per step; None
-        where every step more lowers it, or nothing is known.
-      best_noise_scale: that noise.
-      accountants: one entry for each accountant that speaks of such a mechanism.
+        if steps are not all alike, or if each further step lowers the noise.
+      best_noise_scale: that noise, a standard deviation in parameter units.
+      accountants: one entry for each accountant that applies to the mechanism.
     """
 
-    mechanism: Any
+    mechanism: Mechanism
     epsilon: float
     delta: float
     params: int | None
@@ -87,7 +88,8 @@ def make_plan(
       steps: number of noisy steps; the best number if None.
       reference: `"retrained"` or `"center"`.
       params: number of parameters, for the norm of the noise.
-      accountants: which to show, all if None; `"coupling"` takes seconds, the others no time.
+      accountants: names of those to show, all if None; `"coupling"` takes seconds, the others are
+        fast.
       progress: whether to show a progress bar while coupling searches (needs tqdm).
 
     Raises:
@@ -100,7 +102,7 @@ def make_plan(
     >>> plan.mechanism.steps, [round(a.noise_scale, 2) for a in plan.accountants]
     (10, [4.72, 6.44])
     """
-    asked = mechanisms.GradientClipping(
+    mechanism = mechanisms.GradientClipping(
         init_radius=init_radius,
         clip_norm=clip_norm,
         learning_rate=learning_rate,
@@ -108,9 +110,8 @@ def make_plan(
         steps=1 if steps is None else steps,
         reference=reference,
     )
-    mechanism = asked
     if steps is None:
-        mechanism = dataclasses.replace(asked, steps=accounting.best_steps(asked))
+        mechanism = dataclasses.replace(mechanism, steps=accounting.best_steps(mechanism))
     return plan_for(
         mechanism,
         epsilon=epsilon,
@@ -122,7 +123,7 @@ def make_plan(
 
 
 def plan_for(
-    mechanism: Any,
+    mechanism: Mechanism,
     *,
     epsilon: float,
     delta: float,
@@ -140,52 +141,66 @@ def plan_for(
     epsilon, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     if params is not None:
         params = checks.positive_int("params", params)
-    names = accounting.supported_names(mechanism) if accountants is None else accountants
-    if accountants is None and not np.any(getattr(mechanism, "shift", 1)):
-        # Interpolation is exact; others only say the same.
-        names = [name for name in names if name not in ("coupling", "product")]
-    best = None
-    if isinstance(mechanism, mechanisms.GradientClipping) and not _has_schedules(mechanism):
-        best = dataclasses.replace(mechanism, steps=accounting.best_steps(mechanism))
+    mechanism = mechanisms.check(mechanism)
+    best = _with_best_steps(mechanism.separations())
+    best_noise_scale = None
+    if best is not None:
+        best_noise_scale = accounting.noise_scale(
+            best, epsilon=epsilon, delta=delta, accountant="interpolation"
+        )
+    names = _shown_accountants(mechanism) if accountants is None else accountants
     return Plan(
         mechanism=mechanism,
         epsilon=epsilon,
         delta=delta,
         params=params,
         best_steps=None if best is None else best.steps,
-        best_noise_scale=None
-        if best is None
-        else accounting.noise_scale(best, epsilon=epsilon, delta=delta, accountant="interpolation"),
+        best_noise_scale=best_noise_scale,
         accountants=tuple(
             _by_accountant(name, mechanism, epsilon, delta, params, progress) for name in names
         ),
     )
 
 
-def _has_schedules(mechanism: Any) -> bool:
-    fields = dataclasses.fields(mechanism)
-    return any(isinstance(getattr(mechanism, field.name), tuple) for field in fields)
+def _shown_accountants(mechanism: Mechanism) -> tuple[str, ...]:
+    """The accountants that apply, less those that would repeat what interpolation says exactly."""
+    names = tuple(accounting.supported_names(mechanism))
+    stated = mechanism.separations()
+    if stated is None or np.any(stated.shift):
+        return names
+    return tuple(name for name in names if name not in ("coupling", "product"))
 
 
-def total_noise(mechanism: Any, noise_scale: float) -> float | None:
-    """Standard deviation, per coordinate of x_T, of all steps' noise after weight decay.
+def _with_best_steps(stated: Separations | None) -> Separations | None:
+    """The separations with the number of steps that needs the least noise per step.
 
-    None where the updates between do not simply contract: `ModelClipping`, `DPSGD`.
-
-    >>> m = mechanisms.GradientClipping(init_radius=1, clip_norm=1, learning_rate=0.1, steps=9)
-    >>> total_noise(m, 0.5)
-    1.5
+    None if steps are not all alike, forget the step before, or drive no two runs apart.
     """
-    return mechanism.total_noise_scale(noise_scale)
+    if stated is None or stated.init_noise_scale > 0:
+        return None
+    if not (np.all(stated.noisy_steps) and np.all(stated.contraction)):
+        return None
+    try:
+        steps = accounting.best_steps(stated)
+    except ValueError:
+        return None
+    # Constant, as best_steps has checked; a sequence has one number for each of the old steps.
+    contraction, shift = (float(np.max(v)) for v in (stated.contraction, stated.shift))
+    return dataclasses.replace(stated, steps=steps, contraction=contraction, shift=shift)
 
 
 def to_record(plan: Plan) -> dict[str, Any]:
     """The plan as a JSON-ready dict; what an accountant refuses is null, with the reason."""
+    stated = plan.mechanism.separations()
+    recorded = mechanisms.to_record(plan.mechanism)
     return {
         "epsilon": plan.epsilon,
         "delta": plan.delta,
-        "mechanism": mechanisms.to_record(plan.mechanism),
-        "initial_distance": getattr(plan.mechanism, "initial_distance", None),
+        # JSON has no infinity: null stands for no bound.
+        "mechanism": {
+            name: None if value == math.inf else value for name, value in recorded.items()
+        },
+        "initial_distance": None if stated is None else stated.initial_distance,
         "params": plan.params,
         "best_steps": plan.best_steps,
         "best_noise_scale": plan.best_noise_scale,
@@ -243,25 +258,28 @@ def to_table(plan: Plan) -> str:
     )
 
 
-def _steps(mechanism: Any) -> str:
+def _steps(mechanism: Mechanism) -> str:
     """How many steps, of what kind."""
-    noisy = getattr(mechanism, "noisy", np.ones(mechanism.steps))
-    steps = f"step{'s' * (mechanism.steps > 1)}"
-    if np.count_nonzero(noisy) == mechanism.steps:
-        return f"{mechanism.steps} noisy {steps}"
-    return f"{mechanism.steps} {steps} and noise after the last"
+    noisy = base.noise_of_steps(mechanism)
+    count, noise = mechanism.steps, int(np.count_nonzero(noisy))
+    steps = f"step{'s' * (count > 1)}"
+    if noise == count:
+        return f"{count} noisy {steps}"
+    if noise == 1 and noisy[-1]:
+        return f"{count} {steps} and noise after the last"
+    return f"{count} {steps}, {noise} of them noisy"
 
 
 def _remarks(plan: Plan) -> list[str]:
     mechanism, lines = plan.mechanism, []
-    radius = getattr(mechanism, "init_radius", None)
-    if radius is not None:
+    if mechanism.start_radius is not None:
         lines.append(
-            f"radius of the ball of starts  {radius:.6g}   (norm of what the start may keep of the "
-            "old model)"
+            f"radius of the ball of starts  {mechanism.start_radius:.6g}   (norm of what the start "
+            "may keep of the old model)"
         )
     else:
-        lines += [f"- {sentence}" for sentence in mechanism.assumptions[1:3]]
+        # The first sentence says what is compared, which the table's title says too.
+        lines += [f"- {sentence}" for sentence in mechanism.rests_on()[1:3]]
     if plan.best_steps is not None:
         run = "this plan" if mechanism.steps == plan.best_steps else f"not {mechanism.steps}"
         lines.append(
@@ -273,7 +291,7 @@ def _remarks(plan: Plan) -> list[str]:
 
 def _by_accountant(
     name: str,
-    mechanism: Any,
+    mechanism: Mechanism,
     epsilon: float,
     delta: float,
     params: int | None,
@@ -285,7 +303,7 @@ def _by_accountant(
         )
     except ValueError as error:
         return AccountantPlan(accountant=name, refused=str(error))
-    noise = total_noise(mechanism, scale)
+    noise = mechanism.total_noise_scale(scale)
     return AccountantPlan(
         accountant=name,
         noise_scale=scale,

@@ -1,1 +1,1 @@
-"""Private helpers of every room: checks, norms, draws, files."""
+"""Private helpers that all subpackages use: checks, norms, draws, files."""

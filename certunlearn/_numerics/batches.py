@@ -3,18 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from chex import ArrayTree
 
 from certunlearn._numerics import binomial, checks, keys
 
-# What one step's room for a Poisson sample adds to delta at most; see `accounting.subsampled`.
-OVERFLOW = 1e-30
+# The largest chance that a step's Poisson sample is larger than the places kept for it. It is added
+# to delta: see `accounting.poisson_training`.
+OVERFLOW_CHANCE = 1e-30
 
 
-def data_size(data: Any, name: str = "retain_data") -> int:
+def data_size(data: ArrayTree, name: str = "retain_data") -> int:
     """Number of examples in a pytree of arrays with a common leading axis.
 
     Raises:
@@ -71,7 +72,8 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
     """
     key, size = keys.as_key(key), checks.positive_int("size", size)
     batch_size, steps = check_batch_size(batch_size, size), checks.positive_int("steps", steps)
-    return _batch_indices(key, size, batch_size, steps)  # so that the checks come with the call
+    # A generator of its own, so that the checks are made at the call.
+    return _batch_indices(key, size, batch_size, steps)
 
 
 def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
@@ -86,20 +88,23 @@ def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> It
 def poisson_capacity(
     size: int, rate: float, deletions: int = 0, microbatch_size: int | None = None
 ) -> int:
-    """Room for a Poisson sample: for all, or too little with a chance of `OVERFLOW` at most.
+    """How many places to keep for a Poisson sample.
+
+    They are enough for all examples, or too few with a chance of at most `OVERFLOW_CHANCE`.
 
     Args:
-      size: number of examples. Private, and so is the room.
+      size: number of examples. Private, and so is the number of places.
       rate: chance of each.
-      deletions: how many places to add, for examples of which one run draws none.
-      microbatch_size: what the room must be a multiple of, if not None; it may then exceed `size`.
+      deletions: number of examples that only the other run may draw. So many places are added.
+      microbatch_size: what the number of places must be a multiple of, if not None; it may then
+        exceed `size`.
 
     >>> poisson_capacity(60_000, 0.01), poisson_capacity(60_000, 0.01, microbatch_size=64)
     (900, 960)
     """
-    room = max(1, min(size, binomial.quantile(size, rate, OVERFLOW) + deletions))
+    places = max(1, min(size, binomial.quantile(size, rate, OVERFLOW_CHANCE) + deletions))
     unit = microbatch_size or 1
-    return -(-room // unit) * unit
+    return -(-places // unit) * unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +113,7 @@ class PoissonSampling:
 
     Attributes:
       rate: the chance, in (0, 1].
-      deletions: of how many examples one run may draw none.
+      deletions: number of examples that only one of the two runs may draw.
       batch_size: what sums of clipped gradients are divided by.
       sensitivity: how far one example moves a step at most, in parameter units.
     """
@@ -119,21 +124,21 @@ class PoissonSampling:
     sensitivity: float
 
     def sample(
-        self, data: Any, key: jax.Array, microbatch_size: int | None = None
-    ) -> tuple[Any, float]:
+        self, data: ArrayTree, key: jax.Array, microbatch_size: int | None = None
+    ) -> tuple[tuple[ArrayTree, jax.Array], float]:
         """One step's sample.
 
         Returns:
-          ((examples, taken), factor): as many examples as there is room for, a bool for each, and
-          what their mean gradient (zero where not taken) must be multiplied by for the update. A
-          sample that does not fit is cut. Places left empty repeat the first example.
+          ((examples, taken), factor): an example for each place, a bool for each, and the number
+          that their mean gradient (zero where not taken) must be multiplied by for the update. A
+          sample with more examples than places is cut. Places left empty repeat the first example.
         """
         size = data_size(data)
-        room = poisson_capacity(size, self.rate, self.deletions, microbatch_size)
+        capacity = poisson_capacity(size, self.rate, self.deletions, microbatch_size)
         # Uniform float32 numbers are multiples of 2^-23: a rate that is one has exactly its chance,
         # and a lower rate is as private.
         rounded = math.floor(self.rate * 2**23) / 2**23
         chosen = jax.random.uniform(key, (size,), jnp.float32) < rounded
-        places = jnp.nonzero(chosen, size=room, fill_value=0)[0]
-        taken = jnp.arange(room) < jnp.sum(chosen)
-        return (jax.tree.map(lambda x: x[places], data), taken), room / self.batch_size
+        places = jnp.nonzero(chosen, size=capacity, fill_value=0)[0]
+        taken = jnp.arange(capacity) < jnp.sum(chosen)
+        return (jax.tree.map(lambda x: x[places], data), taken), capacity / self.batch_size

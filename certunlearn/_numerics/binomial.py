@@ -2,8 +2,9 @@
 
 from scipy import stats
 
-# What scipy's `sf` may be off by, relatively: 5e-12 was seen at 1e-100 and a size of 1e9.
-_SF_ERROR = 1e-6
+# Largest relative error of scipy's `sf`. The largest that was seen is 5e-12, at a chance of 1e-100
+# and a size of 1e9.
+_SF_RELATIVE_ERROR = 1e-6
 
 
 def quantile(size: int, rate: float, chance: float) -> int:
@@ -26,7 +27,7 @@ def quantile(size: int, rate: float, chance: float) -> int:
     low, high = -1, size  # P(more than low) > chance >= P(more than high)
     while high - low > 1:
         middle = (low + high) // 2
-        if float(stats.binom.sf(middle, size, rate)) * (1 + _SF_ERROR) <= chance:
+        if float(stats.binom.sf(middle, size, rate)) * (1 + _SF_RELATIVE_ERROR) <= chance:
             high = middle
         else:
             low = middle

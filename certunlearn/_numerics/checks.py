@@ -1,4 +1,4 @@
-"""Argument checks shared by every room: each error names the argument, its value and the remedy."""
+"""Argument checks that all subpackages use: errors name the argument, its value and the remedy."""
 
 import math
 import operator
@@ -6,27 +6,31 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 # A number per step: one value for all steps, or a tuple with one value for each.
 PerStep = float | tuple[float, ...]
 # What callers may give for it: a number, `[steps]` numbers, or an Optax schedule.
-ScalarOrSchedule = float | Sequence[float] | np.ndarray | Callable[[Any], Any]
+ScalarOrSchedule = float | Sequence[float] | np.ndarray | jax.Array | Callable[[Any], Any]
 
-# Step numbers are int32 on devices, and the last one stands for "before the first step".
+# Step numbers are int32 on devices. The last int32 stands for "before the first step".
 MOST_STEPS = 2**31 - 2
-# Other counts: what a file or an array can hold.
-_MOST = 2**63 - 1
-_SHOWN = 80  # characters of a value in an error message
-_BITS = 200  # of whole numbers that are shown; Python refuses to print very long ones
-_NUMERIC = "iuf"
+# Other counts: the largest int64, which a file or an array can hold.
+_LARGEST_COUNT = 2**63 - 1
+# Length of a value in an error message.
+_SHOWN_CHARACTERS = 80
+# Longer whole numbers are not shown: Python refuses to print very long ones.
+_SHOWN_BITS = 200
+# NumPy's kinds of real numbers: signed, unsigned and floating.
+_NUMERIC_KINDS = "iuf"
 
 
 def shown(value: Any) -> str:
     """`value` for an error message: one line of at most about 80 characters, whatever it is.
 
-    Numbers, text and short flat collections of them are shown; of arrays, states, keys and other
-    objects only the kind is, as they may be secret.
+    Numbers, text and short flat collections of them are shown. Of arrays, states, keys and other
+    objects only the kind is shown, as they may be secret.
 
     >>> shown(list(range(1000))), shown(np.zeros((2, 3)))
     ('[0, 1, 2, 3, 4, 5, ...]', 'an array of float64 of shape (2, 3)')
@@ -48,7 +52,7 @@ def shown(value: Any) -> str:
     else:
         text = f"an object of type {type(value).__name__}"
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def _is_plain(value: Any) -> bool:
@@ -56,7 +60,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_huge(value: Any) -> bool:
-    return isinstance(value, int) and value.bit_length() > _BITS
+    return isinstance(value, int) and value.bit_length() > _SHOWN_BITS
 
 
 def positive(name: str, value: Any) -> float:
@@ -75,7 +79,7 @@ def positive(name: str, value: Any) -> float:
 def real(name: str, value: Any) -> float:
     """Returns `value` as a float, or raises if it is not one real number.
 
-    Numbers of Python and NumPy and arrays of no dimension are; bools and text are not.
+    Numbers of Python and NumPy and arrays of no dimension are real numbers; bools and text are not.
 
     Raises:
       TypeError: if `value` is not a real number.
@@ -109,7 +113,7 @@ def positive_int(name: str, value: Any) -> int:
       TypeError: if `value` is not a whole number; a float never is.
       ValueError: if it is below 1, or beyond int64.
     """
-    return _whole(name, value, 1, _MOST, "a whole number")
+    return _whole(name, value, 1, _LARGEST_COUNT, "a whole number")
 
 
 def steps(name: str, value: Any) -> int:
@@ -124,7 +128,9 @@ def optional_count(name: str, value: Any) -> int | None:
       TypeError: if `value` is neither None nor a whole number.
       ValueError: if it is negative, or beyond int64.
     """
-    return None if value is None else _whole(name, value, 0, _MOST, "a whole number or None")
+    return (
+        None if value is None else _whole(name, value, 0, _LARGEST_COUNT, "a whole number or None")
+    )
 
 
 def open_unit(name: str, value: Any) -> float:
@@ -160,7 +166,7 @@ def numbers(name: str, value: Any) -> Any:
             array = np.asarray(value)
         except Exception as error:  # whatever another library's conversion raises
             raise TypeError(wanted) from error
-    if getattr(array.dtype, "kind", "") not in (*_NUMERIC, "b", "V"):
+    if getattr(array.dtype, "kind", "") not in (*_NUMERIC_KINDS, "b", "V"):
         raise TypeError(wanted)
     return array
 
@@ -214,7 +220,7 @@ def _is_number(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
     if dtype is not None:
         # "V": the narrow floats of machine learning, which NumPy does not know by kind.
-        return getattr(dtype, "kind", "") in (*_NUMERIC, "V") and np.ndim(value) == 0
+        return getattr(dtype, "kind", "") in (*_NUMERIC_KINDS, "V") and np.ndim(value) == 0
     return hasattr(value, "__float__") or hasattr(value, "__index__")
 
 
@@ -257,7 +263,7 @@ def _numbers(name: str, value: Any, steps: int) -> np.ndarray:
         array = None if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
     except Exception as error:  # whatever another library's conversion raises
         raise TypeError(f"{kinds}, got {shown(value)}") from error
-    if array is None or array.dtype.kind not in _NUMERIC:
+    if array is None or array.dtype.kind not in _NUMERIC_KINDS:
         raise TypeError(f"{kinds}, got {shown(value)}")
     if array.shape != (steps,):
         raise ValueError(f"{length}, got an array of shape {array.shape}")

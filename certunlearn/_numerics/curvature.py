@@ -1,13 +1,15 @@
 """What one step of gradient descent does to distances, on losses of known curvature."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from certunlearn._numerics import checks
 
 
-def contraction(learning_rate: Any, strong_convexity: float, smoothness: float) -> Any:
+def contraction(
+    learning_rate: float | Sequence[float] | np.ndarray, strong_convexity: float, smoothness: float
+) -> np.ndarray:
     """The factor by which a step of gradient descent brings two points closer, at most.
 
     Args:
@@ -16,7 +18,8 @@ def contraction(learning_rate: Any, strong_convexity: float, smoothness: float) 
       smoothness: L of every batch's loss, at least m.
 
     Returns:
-      max(|1 - gamma m|, |1 - gamma L|), below 1 if and only if gamma < 2 / L.
+      max(|1 - gamma m|, |1 - gamma L|), float64 of the shape of `learning_rate`. It is below 1 if
+      and only if gamma < 2 / L.
 
     Raises:
       TypeError: if an argument is not a number.
@@ -43,9 +46,11 @@ def contraction(learning_rate: Any, strong_convexity: float, smoothness: float) 
 
 
 def factors(gamma: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`contraction` without its checks."""
     return np.maximum(np.abs(1 - gamma * low), np.abs(1 - gamma * high))
 
 
 def check_curvature(low: float, high: float) -> None:
+    """Raises ValueError if the smoothness is below the strong convexity."""
     if high < low:
         raise ValueError(f"smoothness must be at least strong_convexity {low!r}, got {high!r}")

@@ -1,4 +1,4 @@
-"""Parameters on disk and their digest; every file appears whole or not at all."""
+"""Parameters on disk and their digest; files that are written whole or not at all."""
 
 import contextlib
 import errno
@@ -9,11 +9,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from certunlearn._numerics import archives, checks
 
@@ -24,7 +25,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 
 
 def write_atomically(
-    path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any], *, private: bool = False
+    path: str | os.PathLike[str], write: Callable[[IO[bytes]], object], *, private: bool = False
 ) -> None:
     """Writes a file so that `path` holds either the whole new content or what it held before.
 
@@ -36,21 +37,21 @@ def write_atomically(
       write: receives the open binary file and fills it.
       private: whether only the owner may read the file; otherwise it gets the usual permissions.
         The hidden file has the same two endings (`.private.npz`), so that what keeps private files
-        out of an archive or a repository keeps it out too. A symbolic link is refused: what is
-        private must not land under another name.
+        out of an archive or a repository keeps it out too. A symbolic link is refused: private
+        content must not end up under another name.
 
     Raises:
-      TypeError: if `path` is no path.
+      TypeError: if `path` is not a path.
       ValueError: if it holds a null character.
       OSError: naming `path`, if it cannot be written: no such folder, a directory or device of that
-        name, a name that is too long, a link where none may be, no permission, no room.
+        name, a name that is too long, a link where none may be, no permission, a full disk.
     """
     name = _text(path)
     place = _place(name, private)
     try:
         _write(place, write, private)
     except OSError as error:
-        # Such as name the hidden file, or none at all.
+        # The error names the hidden file, or no file: name `path` instead.
         if error.errno and (
             error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(".")
         ):
@@ -59,7 +60,7 @@ def write_atomically(
         raise
 
 
-def _write(place: Path, write: Callable[[IO[bytes]], Any], private: bool) -> None:
+def _write(place: Path, write: Callable[[IO[bytes]], object], private: bool) -> None:
     # Names have at most 255 bytes, a character at most 4.
     beginning = f".{place.name[:40]}.tmp-"
     ending = "".join(place.suffixes[-2:])[-20:] if private else ".tmp"
@@ -72,7 +73,7 @@ def _write(place: Path, write: Callable[[IO[bytes]], Any], private: bool) -> Non
             os.fsync(file.fileno())
             if not private:
                 os.chmod(temporary, 0o666 & ~_umask())
-            if fcntl is not None:  # while it is locked, so that nobody takes it for a stale one
+            if fcntl is not None:  # while it is locked: others take an unlocked one for stale
                 os.replace(temporary, place)
         if fcntl is None:
             os.replace(temporary, place)
@@ -82,7 +83,7 @@ def _write(place: Path, write: Callable[[IO[bytes]], Any], private: bool) -> Non
         raise
 
 
-def _text(path: Any) -> str:
+def _text(path: object) -> str:
     """The path as text, or TypeError."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -101,7 +102,7 @@ def _place(name: str, private: bool) -> Path:
         mode = os.stat(place).st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
-    except OSError as error:  # the name is too long, or links go round in a circle
+    except OSError as error:  # the name is too long, or links form a circle
         raise OSError(error.errno, os.strerror(error.errno or 0), name) from error
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a directory is there, not a file", name)
@@ -139,7 +140,7 @@ def _new(folder: Path, beginning: str, ending: str) -> tuple[int, str]:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
-        # Somebody may have taken it for a stale one before it was locked.
+        # Another process may have removed it as stale before it was locked.
         if os.path.exists(name):
             return handle, name
         os.close(handle)
@@ -151,12 +152,12 @@ def _umask() -> int:
     return mask
 
 
-def leaf_name(path: Any) -> str:
+def leaf_name(path: tuple) -> str:
     """A leaf's path in a pytree as text: "dense/kernel"; "value" for a tree that is one leaf."""
     return jax.tree_util.keystr(path, simple=True, separator="/") or "value"
 
 
-def named_leaves(params: Any) -> dict[str, np.ndarray]:
+def named_leaves(params: ArrayTree) -> dict[str, np.ndarray]:
     """A pytree's arrays under their paths ("dense/kernel"), on the host, sorted by path.
 
     A nested tree and the flat dict that this function makes of it have the same named leaves. None
@@ -189,7 +190,7 @@ def _is_no_name(name: str) -> bool:
     return "\0" in name or encoded.decode() != name or len(encoded) > 65_000
 
 
-def _on_host(name: str, leaf: Any) -> np.ndarray:
+def _on_host(name: str, leaf: object) -> np.ndarray:
     """The leaf as an array of NumPy's, in its own dtype."""
     right = f"params[{name!r}] must be an array of numbers"
     if isinstance(leaf, np.ma.MaskedArray):
@@ -213,7 +214,7 @@ def _stored_dtype(right: str, dtype: np.dtype) -> np.dtype:
     raise TypeError(f"{right}, got dtype {dtype}")
 
 
-def _stored(params: Any) -> dict[str, np.ndarray]:
+def _stored(params: ArrayTree) -> dict[str, np.ndarray]:
     """`named_leaves` in dtypes of NumPy's own: narrower floats as float32, which is exact."""
     return {
         name: leaf.astype(_stored_dtype(name, leaf.dtype), copy=False)
@@ -221,7 +222,7 @@ def _stored(params: Any) -> dict[str, np.ndarray]:
     }
 
 
-def params_digest(params: Any) -> str:
+def params_digest(params: ArrayTree) -> str:
     """SHA-256 (hexadecimal) of all parameters: paths, dtypes, shapes and values.
 
     Floats narrower than float32 (bfloat16, float16, float8) count as the float32 numbers that they
@@ -246,11 +247,11 @@ def params_digest(params: Any) -> str:
     return digest.hexdigest()
 
 
-def save_params(path: str | os.PathLike[str], params: Any) -> None:
+def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
     """Writes parameters as a NumPy `.npz` archive, one array under each leaf's path.
 
     Floats narrower than float32 (bfloat16, float16, float8) are written as float32, and integers
-    below 8 bits as int8 or uint8, for plain NumPy does not read most of them: the same numbers, and
+    below 8 bits as int8 or uint8, for plain NumPy does not read most of them: the same numbers with
     the same digest.
 
     Args:
@@ -275,15 +276,15 @@ def load_params(
 ) -> dict[str, np.ndarray]:
     """Reads what `save_params` wrote, as a flat dict from leaf path to array.
 
-    Safe on files of strangers: nothing in them is run, and they unpack to no more memory than they
-    have on disk, or 256 MiB, whichever is more.
+    Safe for files of unknown origin: nothing in them is run, and they unpack to no more memory than
+    they take on disk, or 256 MiB, whichever is more.
 
     Args:
       path: the `.npz`, as `save_params` or `numpy.savez` writes it.
-      max_bytes: largest size to be read, on disk and unpacked; None for no limit of your own.
+      max_bytes: largest size to be read, on disk and unpacked; None for no further limit.
 
     Raises:
-      TypeError: if `path` is no path, or `max_bytes` no whole number.
+      TypeError: if `path` is not a path, or `max_bytes` not a whole number.
       OSError: if the file cannot be read.
       ValueError: if it is not such an archive, or larger.
     """

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 FROM_SYSTEM = "64 bits for the noise drawn from the operating system"
 FROM_CALLER = "given by the caller: reproducible, fit for experiments only"
@@ -57,5 +58,5 @@ def as_key(key: Any) -> jax.Array:
     raise TypeError(f"key must be one key, as of jax.random.key(...), got {given}")
 
 
-def _wrap(data: Any) -> jax.Array:
+def _wrap(data: ArrayLike) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(data), impl="threefry2x32")

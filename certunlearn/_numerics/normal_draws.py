@@ -1,23 +1,25 @@
-"""Standard normal noise whose tails are true far beyond what `jax.random.normal` can draw.
+"""Standard normal noise whose tails are right far beyond what `jax.random.normal` can draw.
 
 In float32, `jax.random.normal` turns 23 random bits into a number and so ends at about 5.4
-standard deviations. A Gaussian certificate with a delta of 1e-5 over a million coordinates speaks
-about events that such noise never produces. Here 63 bits choose the magnitude.
+standard deviations. A Gaussian certificate with a delta of 1e-5 over a million coordinates is about
+events that such noise never produces. Here 63 bits choose the magnitude.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-# Noise is at least so many spacings of floating-point numbers at the largest parameter; below,
-# rounding swallows too much of it: see the theorem in `mechanisms.rounding`.
+# The least standard deviation of noise, in spacings of floating-point numbers at the largest
+# parameter. Rounding swallows too much of smaller noise: see `docs/theory/rounding.md`.
 NOISE_SPACINGS = 4.0
 
 
-def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+def standard_normal(
+    key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
     """Independent N(0, 1) draws, deep into the tails.
 
     Args:
@@ -45,12 +47,12 @@ def standard_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     high, low = jax.random.bits(key, (2, *shape), jnp.uint32)
     return normal_from_words(high, low, dtype)
 
 
-def normal_from_words(high: jax.Array, low: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def normal_from_words(high: jax.Array, low: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The normal draw that 64 uniform random bits stand for.
 
     The last bit of `low` is the sign. The other 63 are a whole number n, and the magnitude is the

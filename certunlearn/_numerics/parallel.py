@@ -1,15 +1,17 @@
-"""What JAX says about values inside `shard_map` and `pmap`: pieces of one array, or copies."""
+"""Whether values inside `shard_map` and `pmap` are pieces of one array, or copies."""
 
 import sys
 from typing import Any
 
 import jax
+from chex import ArrayTree
+from jax.typing import ArrayLike
 
 # The axis of a `pmap` without an axis name.
 _PMAP_AXIS = "_internal_pmap_axis_name"
 
 
-def pieces_axes(*values: Any) -> tuple[str, ...]:
+def pieces_axes(*values: ArrayLike) -> tuple[str, ...]:
     """The mesh axes over which values inside `shard_map` differ: each device holds its own piece.
 
     Args:
@@ -21,7 +23,7 @@ def pieces_axes(*values: Any) -> tuple[str, ...]:
     Raises:
       ValueError: if a value is a sum that was not carried out yet.
 
-    Where `check_tracked` raises, the answer means nothing.
+    The answer means nothing where `check_tracked` raises.
     """
     named: set[str] = set()
     for value in values:
@@ -34,7 +36,7 @@ def pieces_axes(*values: Any) -> tuple[str, ...]:
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
 
 
-def check_whole(name: str, tree: Any) -> None:
+def check_whole(name: str, tree: ArrayTree) -> None:
     """Raises ValueError if rows of one array are spread over devices inside `shard_map`."""
     check_tracked()
     axes = pieces_axes(*jax.tree.leaves(tree))
@@ -46,7 +48,7 @@ def check_whole(name: str, tree: Any) -> None:
 
 
 def check_tracked() -> None:
-    """Raises ValueError inside a `shard_map` that does not tell pieces from copies."""
+    """Raises ValueError inside a `shard_map` that does not distinguish pieces from copies."""
     mesh = jax.sharding.get_abstract_mesh()
     manual = tuple(mesh.manual_axes)
     if not manual or manual == (_PMAP_AXIS,) or _tracks(mesh, manual) or _directly_in_pmap(manual):
@@ -58,7 +60,7 @@ def check_tracked() -> None:
     )
 
 
-def _tracks(mesh: Any, manual: tuple[str, ...]) -> bool:
+def _tracks(mesh: jax.sharding.AbstractMesh, manual: tuple[str, ...]) -> bool:
     """Whether a device's own number counts as differing, as it does if JAX keeps track."""
     large = [name for name in manual if mesh.shape[name] > 1]
     if not large:

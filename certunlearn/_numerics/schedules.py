@@ -5,20 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from certunlearn._numerics.checks import ScalarOrSchedule
 
 
 class Lookup:
     """A table `[steps]` as an Optax schedule; the last value stands for all later steps."""
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: jax.Array | np.ndarray) -> None:
         """`values`: an array `[steps]`, traced or not."""
         self.values = values
 
-    def __call__(self, count: Any) -> jax.Array:
+    def __call__(self, count: ArrayLike) -> jax.Array:
         """The value at step `count`."""
         return jnp.asarray(self.values)[jnp.minimum(count, len(self.values) - 1)]
 
-    def rounded_up(self, count: Any, dtype: Any) -> jax.Array:
+    def rounded_up(self, count: ArrayLike, dtype: DTypeLike) -> jax.Array:
         """The value at `count` as the next number of `dtype` that is not below it."""
         values = self.values if is_traced(self.values) else round_up(self.values, dtype)
         return Lookup(values)(count)
@@ -31,18 +34,18 @@ def scalar_or_lookup(values: Any) -> Any:
     return Lookup(values if is_traced(values) else np.asarray(values))
 
 
-def value_at(value: Any, count: Any) -> Any:
+def value_at(value: ScalarOrSchedule, count: ArrayLike) -> Any:
     """A schedule's value at `count`, or the constant."""
     return value(count) if callable(value) else value
 
 
-def round_up(values: Any, dtype: Any) -> np.ndarray:
+def round_up(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
     """The nearest numbers of `dtype` that are not below `values`."""
     exact = np.asarray(values, np.float64)
     rounded = exact.astype(dtype)
     return np.where(rounded < exact, np.nextafter(rounded, np.asarray(np.inf, dtype)), rounded)
 
 
-def is_traced(value: Any) -> bool:
+def is_traced(value: object) -> bool:
     """Whether a value is not yet known, inside a transformed function."""
     return isinstance(value, jax.core.Tracer)

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from chex import ArrayTree
 
 from certunlearn._numerics import schedules
 
 
-def check_wide(params: Any) -> None:
+def check_wide(params: ArrayTree) -> None:
     """Raises ValueError if a leaf is narrower than float32, or not real."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jnp.result_type(leaf)
@@ -19,7 +20,7 @@ def check_wide(params: Any) -> None:
             )
 
 
-def check_finite(name: str, tree: Any) -> None:
+def check_finite(name: str, tree: ArrayTree) -> None:
     """Raises ValueError if a concrete leaf holds a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if schedules.is_traced(leaf):
@@ -31,7 +32,7 @@ def check_finite(name: str, tree: Any) -> None:
             raise ValueError(f"{name} must be finite, got a NaN or an infinity at {_name(path)}")
 
 
-def check_same_structure(params: Any, center: Any) -> None:
+def check_same_structure(params: ArrayTree, center: ArrayTree) -> None:
     """Raises ValueError if the centre differs from the parameters in structure or shapes."""
     expected: Any = jax.tree.structure(params)
     given: Any = jax.tree.structure(center)
@@ -42,7 +43,7 @@ def check_same_structure(params: Any, center: Any) -> None:
     check_same_shapes(params, jax.tree.leaves(center))
 
 
-def check_same_shapes(params: Any, middles: list[Any]) -> None:
+def check_same_shapes(params: ArrayTree, middles: list) -> None:
     """Raises ValueError if the centre's leaves differ from the parameters' in number or shape."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if len(leaves) != len(middles):
@@ -55,7 +56,7 @@ def check_same_shapes(params: Any, middles: list[Any]) -> None:
             )
 
 
-def center_leaves(leaves: list[Any], params: Any, center: Any) -> list[Any]:
+def center_leaves(leaves: list, params: ArrayTree, center: ArrayTree | None) -> list:
     """The centre's leaves, or zeros without one; ValueError if they do not fit."""
     if center is None:
         return [0.0] * len(leaves)
@@ -64,5 +65,5 @@ def center_leaves(leaves: list[Any], params: Any, center: Any) -> list[Any]:
     return middles
 
 
-def _name(path: Any) -> str:
+def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path) or "the root"

@@ -2,7 +2,7 @@
 
 It reads `mechanism.poisson_sampling()`. `_subsampled.profile` certifies steps that use the whole
 sample. A step has room for so many examples, and cuts a sample that is larger
-(`batches.poisson_sample`), with a chance of at most o = `batches.OVERFLOW`, whatever the number of
+(`batches.poisson_sample`), with a chance of at most o = `batches.OVERFLOW_CHANCE`, whatever the number of
 examples. That adds T o to delta at every epsilon, for T steps, and nothing where all examples are
 in every step. docs/theory/subsampled.md proves both.
 """
@@ -92,7 +92,7 @@ class Subsampled(accountant.Accountant):
 
 def _cut(mechanism: Mechanism) -> float:
     """What samples that are cut add to delta."""
-    return 0.0 if _sampling(mechanism).rate == 1 else mechanism.steps * batches.OVERFLOW
+    return 0.0 if _sampling(mechanism).rate == 1 else mechanism.steps * batches.OVERFLOW_CHANCE
 
 
 def _run(mechanism: Mechanism, scale: PerStep) -> tuple[float, float, int, int]:

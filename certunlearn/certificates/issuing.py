@@ -24,7 +24,6 @@ COUPLING_TOLERANCE = 1e-5
 ATTACK_TOLERANCE = 1e-4
 
 
-
 def certify(
     mechanism: Mechanism,
     *,

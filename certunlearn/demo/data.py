@@ -24,7 +24,7 @@ def load(name: str, data_dir: Path | str | None, seed: int, *, progress: bool = 
     """Loads `"digits"` (split 80/20 by the seed) or `"mnist"` (with its own test set).
 
     Args:
-      name: which.
+      name: the name of the dataset.
       data_dir: for MNIST, the folder that holds `mnist/` or is it; None for the public hub.
       seed: of the split.
       progress: whether loaders may draw progress bars.

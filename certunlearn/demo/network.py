@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from chex import ArrayTree
 
 from certunlearn.demo import membership
 from certunlearn.demo.data import Examples
@@ -29,13 +29,13 @@ class MLP(nn.Module):
         return nn.Dense(CLASSES)(hidden)
 
 
-def init(net: MLP, seed: int | jax.Array, pixels: int) -> Any:
+def init(net: MLP, seed: int | jax.Array, pixels: int) -> ArrayTree:
     """Random initial parameters from a seed or a key: they depend on no data."""
     key = jax.random.key(seed) if isinstance(seed, int) else seed
     return net.init(key, jnp.zeros((1, pixels)))
 
 
-def losses(net: MLP, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+def losses(net: MLP, params: ArrayTree, batch: Examples) -> tuple[jax.Array, jax.Array]:
     """Each example's cross-entropy, and whether it is classified correctly.
 
     Written as softplus(log-sum-exp of the other logits - the label's logit), which does not round
@@ -49,22 +49,22 @@ def losses(net: MLP, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
     return loss, jnp.argmax(logits, axis=-1) == batch["y"]
 
 
-def mean_loss(net: MLP, params: Any, batch: Any) -> jax.Array:
+def mean_loss(net: MLP, params: ArrayTree, batch: Examples) -> jax.Array:
     """The batch's mean cross-entropy: `loss_fn` of `unlearn`, given the network."""
     return jnp.mean(losses(net, params, batch)[0])
 
 
 def train(
     net: MLP,
-    params: Any,
+    params: ArrayTree,
     data: Examples,
     optimizer: optax.GradientTransformation,
     steps: int,
     batch_size: int,
     key: jax.Array,
     advance: Callable[[int], object] = lambda count: None,
-) -> Any:
-    """Trains without noise, in the very loop that `unlearn` fine-tunes with."""
+) -> ArrayTree:
+    """Trains without noise, in the loop that `unlearn` fine-tunes with."""
     loss_fn = functools.partial(mean_loss, net)
     one = steps_lib.noiseless_step(loss_fn, optimizer, batch_size)
     on_device = jax.tree.map(jnp.asarray, data)
@@ -78,13 +78,13 @@ def train(
 
 
 def evaluator(
-    net: MLP, test: Examples, retain: Examples, forget: Examples, reference: Any
-) -> Callable[[Any], dict[str, float]]:
+    net: MLP, test: Examples, retain: Examples, forget: Examples, reference: ArrayTree
+) -> Callable[[ArrayTree], dict[str, float]]:
     """A function from parameters to what is measured on them.
 
     Args:
       net: the network.
-      test: examples that nobody trained on.
+      test: examples that no model was trained on.
       retain: examples to keep.
       forget: examples to forget.
       reference: parameters trained on retain data only, to calibrate the attack.
@@ -100,7 +100,7 @@ def evaluator(
         name: jax.device_get(measure(reference, sets[name])[0]) for name in ("forget", "test")
     }
 
-    def evaluate(params: Any) -> dict[str, float]:
+    def evaluate(params: ArrayTree) -> dict[str, float]:
         seen = {name: jax.device_get(measure(params, examples)) for name, examples in sets.items()}
         accuracies = {name: float(np.mean(correct)) for name, (_, correct) in seen.items()}
         scores = {name: membership.calibrated(seen[name][0], expected[name]) for name in expected}

@@ -14,13 +14,13 @@ from matplotlib.ticker import LogLocator
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import files
-from certunlearn.certificates import verification
+from certunlearn.certificates import Certificate, verification
 from certunlearn.demo.run import Result, Row
 
 FILES = ("certificate.json", "unlearned.npz", "report.png", "table.md", "results.json")
 
-# Numbers of steps at which the picture shows a slow accountant's epsilon.
-_STOPS = 9
+# How many points of a slow accountant's epsilon the picture shows.
+_SLOW_POINTS = 9
 
 _HEADER = (
     "model",
@@ -166,8 +166,8 @@ def _epsilon(axes: Axes, result: Result) -> None:
     curve = accounting.epsilon_curve(mechanism, **claim, accountant="interpolation")
     axes.plot(range(1, steps + 1), curve[1:], color="C1", label="interpolation, if stopped here")
     if certificate.accountant != "interpolation":
-        # A number takes seconds, so there are few: drawn as what they are, points.
-        stops = np.unique(np.geomspace(1, steps, _STOPS).round().astype(int))[:-1].tolist()
+        # Each number takes seconds, so the picture shows a few points instead of a line.
+        stops = np.unique(np.geomspace(1, steps, _SLOW_POINTS).round().astype(int))[:-1].tolist()
         found = [
             accounting.epsilon(mechanism.first(stop), **claim, accountant=certificate.accountant)
             for stop in stops
@@ -185,7 +185,7 @@ def _epsilon(axes: Axes, result: Result) -> None:
     axes.yaxis.set_minor_formatter("")
 
 
-def _claim_label(certificate: Any) -> str:
+def _claim_label(certificate: Certificate) -> str:
     return f"certified ({certificate.epsilon:.4g}, {certificate.delta:g})"
 
 

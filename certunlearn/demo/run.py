@@ -1,15 +1,16 @@
-"""The demo's experiment: train, unlearn, and the comparisons that keep the numbers honest."""
+"""The demo's experiment: training, unlearning, and the models that they are compared with."""
 
 import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import optax
+from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
 from certunlearn.certificates.record import Certificate
@@ -22,6 +23,9 @@ from certunlearn.unlearning import Finetune, Options, UnlearningResult, unlearn
 PUBLIC_SEED = 2025
 
 FORGET_FRACTION = 0.1
+
+# What is measured on the parameters after some steps: (step, {name: number}).
+Curve = Sequence[tuple[int, dict[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,7 @@ class Result:
     curve: tuple[tuple[int, dict[str, float]], ...]
     mechanism: mechanisms.GradientClipping
     certificate: Certificate
-    params: Any
+    params: ArrayTree
     sizes: dict[str, int]
     auc_error: float
 
@@ -168,7 +172,7 @@ def run(
     finetune_steps = settings.finetune_steps
     comparable = settings.noisy_steps + finetune_steps
 
-    def trained(data: data_lib.Examples, steps: int, title: str) -> Any:
+    def trained(data: data_lib.Examples, steps: int, title: str) -> ArrayTree:
         params = network.init(net, next(keys), pixels)
         with _bar(steps, title, progress) as advance:
             optimizer = optax.adam(settings.learning_rate)
@@ -201,44 +205,16 @@ def run(
             raise KeyboardInterrupt  # the loop notes Ctrl-C and stops early; here that ends it all
         return result, curve
 
-    train_steps = settings.train_steps
-    say(f"{dataset.name}: training the attack's reference model, {train_steps} steps")
-    reference = trained(retain, train_steps, "reference")
+    say(f"{dataset.name}: training the attack's reference model, {settings.train_steps} steps")
+    reference = trained(retain, settings.train_steps, "reference")
     evaluate = network.evaluator(net, dataset.test, retain, forget, reference)
-    evaluate(center)  # compiles it, so that no row pays for that
-    say(f"training the original model, {train_steps} steps")
-    watch = _Watch(evaluate)
-    original = trained(dataset.train, train_steps, "original")
-    rows = [Row(name="original", steps=train_steps, certified=None, **watch(original))]
-    say(f"retraining without the forget set, {comparable} steps")
-    watch = _Watch(evaluate)
-    retrained = trained(retain, comparable, "retrained")
-    rows.append(
-        Row(
-            name="retrained from scratch",
-            steps=comparable,
-            certified=(0, 0),
-            **watch(retrained),
-        )
-    )
+    evaluate(center)  # compiles it, so that no row's seconds include that
+    original, rows = _trained_rows(trained, evaluate, dataset.train, retain, settings, say)
     say(f"unlearning, {mechanism.steps} noisy steps, then {finetune_steps} without noise")
     result, curve = unlearned(original)
     say("the same from the centre, which never saw the forget set")
     _, center_curve = unlearned(center)
-    rows.append(
-        Row(
-            name="started from the centre",
-            steps=comparable,
-            certified=(0, 0),
-            **center_curve[-1][1],
-        )
-    )
-    claim = (result.certificate.epsilon, result.certificate.delta)
-    for name, step in (
-        ("unlearned, after the noisy phase", mechanism.steps),
-        ("unlearned and fine-tuned", comparable),
-    ):
-        rows.append(Row(name=name, steps=step, certified=claim, **dict(curve)[step]))
+    rows += _unlearned_rows(result.certificate, curve, center_curve, mechanism.steps)
     sizes = {
         "train": len(dataset.train["y"]),
         "retain": len(retain["y"]),
@@ -259,13 +235,51 @@ def run(
     )
 
 
+def _trained_rows(
+    trained: Callable[[data_lib.Examples, int, str], ArrayTree],
+    evaluate: Callable[[ArrayTree], dict[str, float]],
+    train: data_lib.Examples,
+    retain: data_lib.Examples,
+    settings: Settings,
+    say: Callable[[str], object],
+) -> tuple[ArrayTree, list[Row]]:
+    """The original model, and the rows of the models that are trained without unlearning."""
+    say(f"training the original model, {settings.train_steps} steps")
+    watch = _Watch(evaluate)
+    original = trained(train, settings.train_steps, "original")
+    rows = [Row(name="original", steps=settings.train_steps, certified=None, **watch(original))]
+    # As many steps as unlearning takes, so that the two can be compared.
+    comparable = settings.noisy_steps + settings.finetune_steps
+    say(f"retraining without the forget set, {comparable} steps")
+    watch = _Watch(evaluate)
+    retrained = trained(retain, comparable, "retrained")
+    name = "retrained from scratch"
+    rows.append(Row(name=name, steps=comparable, certified=(0, 0), **watch(retrained)))
+    return original, rows
+
+
+def _unlearned_rows(
+    certificate: Certificate, curve: Curve, center_curve: Curve, noisy_steps: int
+) -> list[Row]:
+    """The rows of the run from the centre, and of the unlearned model at two of its steps."""
+    last, measured = center_curve[-1]
+    rows = [Row(name="started from the centre", steps=last, certified=(0, 0), **measured)]
+    claim = (certificate.epsilon, certificate.delta)
+    for name, step in (
+        ("unlearned, after the noisy phase", noisy_steps),
+        ("unlearned and fine-tuned", curve[-1][0]),
+    ):
+        rows.append(Row(name=name, steps=step, certified=claim, **dict(curve)[step]))
+    return rows
+
+
 class _Watch:
     """Evaluates, and adds the seconds since it was made, less those spent evaluating."""
 
-    def __init__(self, evaluate: Callable[[Any], dict[str, float]]) -> None:
+    def __init__(self, evaluate: Callable[[ArrayTree], dict[str, float]]) -> None:
         self._evaluate, self._mark, self._seconds = evaluate, time.perf_counter(), 0.0
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: ArrayTree) -> dict[str, float]:
         jax.block_until_ready(params)
         self._seconds += time.perf_counter() - self._mark
         numbers = self._evaluate(params)

@@ -13,7 +13,7 @@ from certunlearn._numerics import checks, parallel, schedules, trees
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, rounding
 from certunlearn.mechanisms.base import Mechanism
-from certunlearn.transforms import clip_decay_noise
+from certunlearn.transforms import gaussian_noise
 
 
 class NoisySgdState(NamedTuple):
@@ -146,14 +146,14 @@ def noisy_sgd(
     """
     base.check(mechanism)
     _check_before_clip(mechanism, before_clip)
-    if mechanism.steps >= clip_decay_noise.LAST_COUNT:
+    if mechanism.steps >= gaussian_noise.LAST_COUNT:
         raise ValueError(
-            f"mechanism.steps must be at most {clip_decay_noise.LAST_COUNT - 1}, where the count "
+            f"mechanism.steps must be at most {gaussian_noise.LAST_COUNT - 1}, where the count "
             f"of steps ends, got {mechanism.steps}"
         )
     if not schedules.is_traced(noise_scale):
         noise_scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
-        clip_decay_noise.check_noise_scale(noise_scale)
+        gaussian_noise.check_noise_scale(noise_scale)
     noise = transforms.add_gaussian_noise(_where_noisy(mechanism, noise_scale), key)
     parts = mechanism.step_transforms(noise, center)
     if before_clip is not None:

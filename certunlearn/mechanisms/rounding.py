@@ -1,56 +1,24 @@
 """Whether noise survives the rounding of floating-point numbers, and what rounding costs.
 
-Let h be the spacing of a leaf's dtype at its largest parameter (no less than the smallest normal
-number, below which processors may flush to zero), u half the dtype's epsilon, and d the number of
-parameters that the certificate covers.
+The theorem and its proof are in `docs/theory/rounding.md`. In short, with h the spacing of a leaf's
+dtype at its largest parameter:
 
-**After the last noise, rounding is free.** A step computes fl(x + v), v = fl(update + noise). Were
-v exact, fl(x + v) would be a function, the same in both runs, of the exactly noised point x +
-update + noise: post-processing, whatever the spacing. What is left is the rounding of v itself. It
-must not swallow the noise: if the update's spacing were far above the noise, v would be the update
-alone. With noise of at least `NOISE_SPACINGS` = 4 spacings h, and updates no larger than the
-largest parameter, v is off by at most h / 2, an eighth of the standard deviation; as rounding of
-a number spread over many spacings this has variance h^2 / 12, at most 0.53% of the noise's. So
-`check` refuses less noise, and noise whose largest draws (9.2 standard deviations, see
-`noise.normal_from_words`) overflow the dtype. In the optimizer, at every step, less noise than that
-gives NaN, for the parameters and for the update before its noise; so does an update that is not
-finite.
+* After the last noise, rounding is free, if the noise has a standard deviation of at least
+  `NOISE_SPACINGS` spacings h and its largest draws do not overflow. `check` refuses other noise.
+* Between two noises, rounding is not accounted for. The certificate's assumptions say so.
+* Before the only noise, rounding counts: two runs are at most D_T apart there, which is what
+  `distance_before_noise` computes:
 
-**Between two noises, rounding is not free in general**, and not accounted for (the certificate's
-assumptions say so). Runs that were r apart after a noise are up to r + h sqrt(d) apart once both
-are rounded, if the noise is the same in both. With the mechanism's shift s that raises mu by a
-share of at most h sqrt(d) / s: in float32, for parameters near 1, a learning rate times clip norm
-of 0.01 and d = 10^5, by 0.2%. Where updates are affine it raises nothing: noise of 4 spacings makes
-the rounding error's mean vanish, but for a part below exp(-2 pi^2 16) = 1e-137 (Poisson summation).
+      D_0 = (initial distance) (1 + 4 u)^(past steps) + 2 h sqrt(d) (past error),
+      D_{t+1} = (c_t + u max(2, c_t)) D_t + 2 h sqrt(d)   for noiseless steps,
+      D_{t+1} = (c_t + u max(2, c_t)) D_t + h sqrt(d)     for the last, noisy one,
 
-**Before the only noise, rounding counts**: `DescentToDelete` and `RewindToDelete` rely on what
-their noiseless steps leave of a distance, and rounded steps leave more. A step computes x' = fl(x +
-v), v = fl(rate g), rate itself rounded. While |x_i|, |x'_i| and |v_i| stay below the next power of
-two above the largest parameter, the sum and the product are each off by at most h / 2, so both
-together by at most h sqrt(d) in L2 norm, and in two runs by 2 h sqrt(d). The rounded rate is the
-same in both: it is off by u relative, so the factor c of the exact step becomes at most c + u
-max(2, c), as rate * smoothness is at most 2 where steps contract and at most c where they do not.
-In the last step the noise joins v before the sum, so only the product counts. Hence the distance of
-the two runs before the noise is at most D_T, where
-
-    D_0 = (initial distance) (1 + 4 u)^(past steps) + 2 h sqrt(d) (past error),
-    D_{t+1} = (c_t + u max(2, c_t)) D_t + 2 h sqrt(d)   for noiseless steps,
-    D_{t+1} = (c_t + u max(2, c_t)) D_t + h sqrt(d)     for the last, noisy one.
-
-The steps that led to the start (training up to a checkpoint, earlier requests) were rounded too:
-`past_error` is the sum of their later factors' products, and 4 u covers their rounded rates where
-factors are at least 1/2. What earlier requests left of their own distance is carried on with its
-reserve (`DescentToDelete.next`). With leaves of several dtypes h sqrt(d) is the root of the sum of
-d_i h_i^2, and u the largest.
-
-The accountants count 1 + `rounding_share` times the exact distance (see the mechanisms'
-`contraction`), so their numbers hold for rounded runs if D_T is no more than that, which `check`
-requires. The share is a field of the mechanism: more of it is paid for with as much more noise.
+  with u half the dtype's epsilon, d the number of parameters that the certificate covers, and c_t
+  the factors of the steps. The accountants count 1 + `rounding_share` times the exact distance, and
+  `check` requires that D_T is no more than that.
 
 Rounding inside the gradient depends on the loss and is not bounded here: the certificate names it
-among its assumptions. Training before `DescentToDelete` needs no more: its distance is that of the
-parameters as they are, if a gradient norm at these very parameters bounds it
-(`convex.gradient_norm`).
+among its assumptions.
 """
 
 import math
@@ -71,7 +39,7 @@ _LARGEST_DRAW = 10.0
 
 
 class NoiselessRun(NamedTuple):
-    """Steps before a single last noise, as the module's theorem speaks of them.
+    """Steps before a single last noise, as `docs/theory/rounding.md` has them.
 
     Attributes:
       initial_distance: of the two starts, in parameter units.
@@ -108,7 +76,7 @@ def check(
         than the share of the distance that is kept in reserve for it.
 
     Guarantee:
-      See the module's theorem; `leaves` must hold the largest parameters of the run.
+      See `docs/theory/rounding.md`; `leaves` must hold the largest parameters of the run.
 
     >>> from certunlearn.mechanisms import OutputPerturbation
     >>> check(OutputPerturbation(init_radius=1.0), 1e-3, [np.ones(3, np.float32)])
@@ -154,7 +122,7 @@ def _spacing(dtype: np.dtype, largest: Any) -> float:
 
 
 def distance_before_noise(run: NoiselessRun, leaves: Iterable[Any]) -> float:
-    """Largest distance of two rounded runs before the only noise, D_T of the module's theorem."""
+    """Largest distance of two rounded runs before the only noise, D_T of the module's docstring."""
     arrays = [np.asarray(leaf) for leaf in leaves]
     roundoff = max(float(np.finfo(array.dtype).eps) / 2 for array in arrays)
     step_error = float(np.sqrt(sum(array.size * spacing(array) ** 2 for array in arrays)))

@@ -1,1 +1,1 @@
-"""Losses with known constants."""
+"""Losses with known constants, of linear models and of networks linearised at public weights."""

@@ -1,100 +1,25 @@
-"""Convex losses with known constants.
+"""Convex losses of linear models: logistic, softmax and ridge regression.
 
-One step of gradient descent brings two runs closer, and training with or without a few examples
-ends at nearly the same place. Both facts need constants that are *proved*, not estimated: each loss
-states its own, for features of bounded norm, which `clip_features` makes true. Everything here
-raises TypeError or ValueError if an argument is of the wrong type or out of range.
+Each loss states its constants, with their proof, for features of bounded norm. `clip_features`
+bounds the norm. Everything here raises TypeError or ValueError if an argument is of the wrong type
+or out of range.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks, norms, parallel
-from certunlearn._numerics.curvature import contraction
+from certunlearn.models import loss as losses
+from certunlearn.models.loss import ConvexLoss
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvexLoss:
-    """A strongly convex, smooth loss of a linear model; its constants are taken at their word.
-
-    Args:
-      loss_fn: `loss_fn(params, (features [B, d], targets))`: the mean over the batch's examples,
-        plus `l2 / 2 * ||params||^2`.
-      strong_convexity, smoothness: m and L of every batch's loss, 0 < m <= L.
-      gradient_bound: G > 0, of every single example's gradient norm *without* the L2 term, at all
-        parameters of norm at most `radius`.
-      l2: weight of the L2 term, positive.
-      feature_norm: B, the largest L2 norm of an example's features.
-      outputs: parameters are `[d, outputs]`; None: `[d]`.
-      check_targets: called with all targets, raises ValueError if they break the constants.
-      radius: where G holds; infinity for everywhere. m and L hold everywhere.
-      solution_norm: the largest norm of a minimiser, on any data; at most `radius`, as G must hold
-        there. Needed only if `radius` is finite.
-    """
-
-    loss_fn: Callable[[jax.Array, Any], jax.Array]
-    strong_convexity: float
-    smoothness: float
-    gradient_bound: float
-    l2: float
-    feature_norm: float
-    outputs: int | None = None
-    check_targets: Callable[[Any], None] | None = None
-    radius: float = math.inf
-    solution_norm: float = math.inf
-
-    def __post_init__(self) -> None:
-        """Checks every constant."""
-        if not callable(self.loss_fn):
-            raise TypeError(f"loss_fn must be callable, got {checks.shown(self.loss_fn)}")
-        contraction(1.0, self.strong_convexity, self.smoothness)  # checks both
-        for name in ("gradient_bound", "l2", "feature_norm"):
-            checks.positive(name, getattr(self, name))
-        if self.radius != math.inf:
-            largest = checks.positive("radius", self.radius)
-            least = checks.real("solution_norm", self.solution_norm)
-            if not 0 <= least <= largest:
-                raise ValueError(
-                    f"radius must be at least solution_norm={least!r}, as the gradient bound must "
-                    f"hold where minimisers are, got {largest!r}"
-                )
-
-    def init(self, num_features: int, dtype: Any = jnp.float32) -> jax.Array:
-        """Zeros of shape `[num_features]`, or `[num_features, outputs]`."""
-        width = checks.positive_int("num_features", num_features)
-        return jnp.zeros((width,) if self.outputs is None else (width, self.outputs), dtype)
-
-    def check_data(self, data: Any) -> None:
-        """Refuses concrete `data` that break the bounds that the constants rest on.
-
-        Raises:
-          TypeError: if `data` are not two arrays of numbers.
-          ValueError: if their shapes disagree or they break a bound.
-        """
-        if not (isinstance(data, tuple | list) and len(data) == 2):
-            raise TypeError(
-                f"data must be (features [n, d], targets [n, ...]), got {checks.shown(data)}"
-            )
-        features = np.asarray(checks.numbers("features", data[0]))
-        targets = np.asarray(checks.numbers("targets", data[1]))
-        if features.ndim != 2 or len(features) == 0 or targets.shape[:1] != features.shape[:1]:
-            shapes = f"shapes {features.shape} and {targets.shape}"
-            raise ValueError(f"data must be (features [n, d], targets [n, ...]), got {shapes}")
-        lengths = np.linalg.norm(features.astype(np.float64), axis=1)
-        rule = f"features must have norm at most feature_norm = {self.feature_norm} (clip_features)"
-        _require(lengths <= self.feature_norm * (1 + 1e-12), rule, lengths)  # a hair for rounding
-        if self.check_targets is not None:
-            self.check_targets(targets)
-
-
-def clip_features(features: Any, radius: float) -> jax.Array:
+def clip_features(features: ArrayLike, radius: float) -> jax.Array:
     """Scales the rows that are too long down to L2 norm `radius`; the others stay as they are.
 
     Args:
@@ -152,7 +77,7 @@ def logistic_regression(feature_norm: float, l2: float, classes: int | None = No
     rule = f"targets must be labels from 0 to {count - 1}"
     return ConvexLoss(
         loss_fn=functools.partial(
-            _mean_loss, _logistic if binary else _softmax, l2=l2, bound=bound
+            _mean_loss, losses.logistic if binary else losses.softmax, l2=l2, bound=bound
         ),
         strong_convexity=l2,
         smoothness=l2 + bound**2 / (4 if binary else 2),
@@ -160,7 +85,7 @@ def logistic_regression(feature_norm: float, l2: float, classes: int | None = No
         l2=l2,
         feature_norm=bound,
         outputs=None if binary else count,
-        check_targets=lambda y: _require(np.isin(y, np.arange(count)), rule, y),
+        check_targets=lambda y: losses.require(np.isin(y, np.arange(count)), rule, y),
     )
 
 
@@ -210,14 +135,19 @@ def ridge_regression(
         gradient_bound=(bound * radius + target) * bound,
         l2=l2,
         feature_norm=bound,
-        check_targets=lambda y: _require(np.abs(y) <= target, rule, y),
+        check_targets=lambda y: losses.require(np.abs(y) <= target, rule, y),
         radius=radius,
         solution_norm=solution_norm,
     )
 
 
 def _mean_loss(
-    each: Callable, params: jax.Array, batch: Any, *, l2: float, bound: float
+    each: Callable[[jax.Array, jax.Array], jax.Array],
+    params: ArrayLike,
+    batch: Sequence[ArrayLike],
+    *,
+    l2: float,
+    bound: float,
 ) -> jax.Array:
     features, params = jnp.asarray(batch[0]), jnp.asarray(params)
     with jax.numpy_dtype_promotion("standard"):  # code bases may forbid mixed types elsewhere
@@ -230,26 +160,12 @@ def _mean_loss(
     scales = bound / jnp.maximum(lengths, bound)
     outputs = outputs * scales.reshape(scales.shape + (1,) * (outputs.ndim - scales.ndim))
     targets = jnp.asarray(batch[1])
-    shape = outputs.shape[:1] if each is _softmax else outputs.shape
+    shape = outputs.shape[:1] if each is losses.softmax else outputs.shape
     if targets.shape != shape:  # broadcasting [n] against [n, 1] would pair all with all
         raise ValueError(f"targets must be of shape {shape}, got {targets.shape}")
-    losses = each(outputs, targets.astype(dtype))
-    return jnp.mean(losses) + l2 / 2 * jnp.sum(jnp.square(params.astype(dtype)))
-
-
-def _logistic(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jax.nn.softplus(jnp.where(labels > 0, -logits, logits))
-
-
-def _softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    chosen = jnp.arange(logits.shape[1], dtype=logits.dtype) == labels[:, None]
-    return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(chosen, logits, 0), axis=1)
+    example_losses = each(outputs, targets.astype(dtype))
+    return jnp.mean(example_losses) + l2 / 2 * jnp.sum(jnp.square(params.astype(dtype)))
 
 
 def _squares(outputs: jax.Array, targets: jax.Array, *, largest: float) -> jax.Array:
     return jnp.square(outputs - jnp.clip(targets, -largest, largest)) / 2
-
-
-def _require(kept: np.ndarray, rule: str, values: np.ndarray) -> None:
-    if not np.all(kept):
-        raise ValueError(f"{rule}, got {values[~kept].item(0)!r} in row {int(np.argmin(kept))}")

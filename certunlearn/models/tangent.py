@@ -1,57 +1,47 @@
-"""Convex training of networks: the tangent at public weights, with features of bounded norm."""
+"""Networks linearised at public weights: their losses are convex, with known constants.
+
+The tangent model is linear in the change w of the weights. Each example's features are its Jacobian
+at the public weights, scaled down to a norm of at most the radius.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
+from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks, norms, parallel, trees
-
-
-@dataclasses.dataclass(frozen=True)
-class LogisticLoss:
-    """A regularised logistic loss on the tangent model, and the constants of every batch's loss.
-
-    Attributes:
-      loss_fn: `loss_fn(w, (inputs, scales, labels))`, mean cross entropy plus l2/2 ||w||^2.
-      l2: the coefficient, which the loss holds already: decay the parameters no further.
-      strong_convexity: m, of the whole loss in w.
-      smoothness: L, of the whole loss in w.
-      gradient_bound: G, on each example's gradient *without* the L2 term.
-      radius: where G holds: everywhere.
-      solution_norm: the largest norm of a minimiser: not bounded here.
-    """
-
-    loss_fn: Callable[[Any, Any], jax.Array]
-    l2: float
-    strong_convexity: float
-    smoothness: float
-    gradient_bound: float
-    radius: float = math.inf
-    solution_norm: float = math.inf
+from certunlearn.models import loss as losses
+from certunlearn.models.loss import ConvexLoss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linearized:
-    """A tangent model, with the arguments of `linearized`, which makes it. A pytree, for jit."""
+    """A tangent model, made by `linearized`, whose arguments it holds. It is a pytree, for jit.
 
-    apply_fn: Callable[[Any, Any], jax.Array]
-    public_params: Any
+    Attributes:
+      apply_fn: the network, `apply_fn(params, inputs)`.
+      public_params: p0, where the network is linearised.
+      radius: bound on the norm of each example's tangent features.
+    """
+
+    apply_fn: Callable[..., jax.Array]
+    public_params: ArrayTree
     radius: float
 
-    def zeros(self) -> Any:
+    def zeros(self) -> ArrayTree:
         """The tree w = 0, where learning starts: the public network."""
         return jax.tree.map(jnp.zeros_like, self.public_params)
 
-    def merge(self, w: Any) -> Any:
-        """The weights p0 + w: of the *tangent* model, not of the network, a different function."""
+    def merge(self, w: ArrayTree) -> ArrayTree:
+        """The weights p0 + w, of the *tangent* model. The network is another function of them."""
         return jax.tree.map(jnp.add, self.public_params, self._like_params(w))
 
-    def scales(self, inputs: Any, microbatch_size: int | None = None) -> jax.Array:
+    def scales(self, inputs: ArrayTree, microbatch_size: int | None = None) -> jax.Array:
         """The scales s(x) = min(1, radius / ||J(x)||_F), to compute once and keep with the data.
 
         Args:
@@ -75,8 +65,8 @@ class Linearized:
           radius by a float32 below it, and the quotient by 1 - 4 eps times it, more than its
           three roundings; below the normal numbers it is 0, as rounding is not relative there.
           Rounding *inside* the network is not covered: where float32 products are shortened, use
-          `jax.default_matmul_precision("highest")`, or leave room in the radius. Nor is overflow
-          in `apply` alone: bound the inputs.
+          `jax.default_matmul_precision("highest")`, or choose a radius that is smaller by that
+          rounding. Overflow in `apply` alone is not covered either: bound the inputs.
         """
         if microbatch_size is not None:
             microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
@@ -85,7 +75,7 @@ class Linearized:
         radius = float(np.float32(self.radius * (1 - 1e-7)))  # the unit roundoff is 6e-8
         limits = jnp.finfo(jnp.float32)
 
-        def scale(example: Any) -> jax.Array:
+        def scale(example: ArrayTree) -> jax.Array:
             one = jax.tree.map(lambda leaf: leaf[None], example)
             outputs, pull = jax.vjp(lambda p: self._outputs(p, one, 1).ravel(), self.public_params)
 
@@ -101,7 +91,7 @@ class Linearized:
 
         return jax.lax.map(scale, jax.tree.map(jnp.asarray, inputs), batch_size=microbatch_size)
 
-    def apply(self, w: Any, inputs: Any, scales: Any) -> jax.Array:
+    def apply(self, w: ArrayTree, inputs: ArrayTree, scales: ArrayLike) -> jax.Array:
         """The outputs f(p0, x) + s(x) J(x) w, at about the cost of two runs of the network.
 
         Args:
@@ -129,7 +119,7 @@ class Linearized:
         )
         return keep(usable, outputs + jax.vmap(jnp.multiply)(scales.astype(slope.dtype), slope))
 
-    def logistic_loss(self, l2: float, binary: bool = False) -> LogisticLoss:
+    def logistic_loss(self, l2: float, binary: bool = False) -> ConvexLoss:
         """Logistic regression on the tangent model, with its constants.
 
         Args:
@@ -138,8 +128,10 @@ class Linearized:
             above 0 (labels 0 and 1, or -1 and 1). Otherwise `[batch, classes]`, at least two.
 
         Returns:
-          A `LogisticLoss`, for labels `[batch]`. One that is no class (-1, say) has the loss
-          log(sum exp(outputs)).
+          A `ConvexLoss` with `loss_fn(w, (inputs, scales, labels))`: scales as `scales` gives them,
+          labels `[batch]`. A label that is no class (-1, say) has the loss log(sum exp(outputs)).
+          The loss has no `feature_norm`, so `gradient_descent` and `gradient_norm` refuse it: the
+          network's own rounding has no known bound. Descend with Optax from `zeros()`.
 
         Raises:
           TypeError: if `l2` is not a number, or `binary` not a bool.
@@ -162,7 +154,7 @@ class Linearized:
         l2 = checks.positive("l2", l2)
         binary = checks.flag("binary", binary)
 
-        def loss_fn(w: Any, batch: Any) -> jax.Array:
+        def loss_fn(w: ArrayTree, batch: Sequence) -> jax.Array:
             inputs, scales, labels = batch
             outputs = self.apply(w, inputs, scales)
             labels = jnp.asarray(labels)
@@ -173,15 +165,25 @@ class Linearized:
                 raise ValueError(f"binary={binary} needs {count} each, got shape {outputs.shape}")
             squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(w)]
             length = sum(square.astype(outputs.dtype) for square in squares)
-            entropy = _entropy(outputs, labels.astype(outputs.dtype))
+            labels = labels.astype(outputs.dtype)
+            if binary:
+                entropy = losses.logistic(outputs.reshape(labels.shape), labels)
+            else:
+                entropy = losses.softmax(outputs, labels)
             return jnp.mean(entropy) + l2 / 2 * length
 
-        # `scales` leaves more room below the radius than these float64 roundings take.
+        # `scales` stays below the radius by more than these float64 roundings.
         curvature, slope = (0.25, 1.0) if binary else (0.5, math.sqrt(2))
         smoothness = l2 + curvature * self.radius**2
-        return LogisticLoss(loss_fn, l2, l2, smoothness, gradient_bound=slope * self.radius)
+        return ConvexLoss(
+            loss_fn=loss_fn,
+            strong_convexity=l2,
+            smoothness=smoothness,
+            gradient_bound=slope * self.radius,
+            l2=l2,
+        )
 
-    def _outputs(self, params: Any, inputs: Any, size: int) -> jax.Array:
+    def _outputs(self, params: ArrayTree, inputs: ArrayTree, size: int) -> jax.Array:
         outputs = jnp.asarray(self.apply_fn(params, inputs))
         if outputs.ndim not in (1, 2) or outputs.shape[0] != size or outputs.size == 0:
             wanted = f"[{size}] or [{size}, classes]"
@@ -189,7 +191,7 @@ class Linearized:
         # Narrower numbers would round the scales up.
         return outputs if outputs.dtype == jnp.float64 else outputs.astype(jnp.float32)
 
-    def _like_params(self, w: Any) -> Any:
+    def _like_params(self, w: ArrayTree) -> ArrayTree:
         given, wanted = (
             [(jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in leaves]
             for leaves in map(jax.tree_util.tree_leaves_with_path, (w, self.public_params))
@@ -203,14 +205,14 @@ jax.tree_util.register_dataclass(Linearized, ["public_params"], ["apply_fn", "ra
 
 
 def linearized(
-    apply_fn: Callable[[Any, Any], jax.Array], public_params: Any, radius: float
+    apply_fn: Callable[..., jax.Array], public_params: ArrayTree, radius: float
 ) -> Linearized:
     """Replaces a network by its tangent at public weights, a model whose convex losses are convex.
 
     Args:
       apply_fn: `apply_fn(params, inputs)`, outputs `[batch, classes]` or `[batch]`. It must treat
         each example separately (no batch statistics, no dropout) and be differentiable in forward
-        mode, so without `jax.custom_vjp`. Close over the weights that shall not be trained.
+        mode, so without `jax.custom_vjp`. Close over the weights that are not to be trained.
       public_params: p0, a pytree of float32 or float64 arrays, independent of the private data.
       radius: bound on the norm of each example's tangent features, between 1e-30 and 1e30.
 
@@ -244,15 +246,7 @@ def linearized(
     return Linearized(apply_fn, jax.tree.map(jnp.asarray, public_params), radius)
 
 
-def _entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    if outputs.size == labels.size:  # one output each
-        outputs = outputs.reshape(labels.shape)
-        return jax.nn.softplus(jnp.where(labels > 0, -outputs, outputs))
-    chosen = jnp.arange(outputs.shape[1], dtype=outputs.dtype) == labels[:, None]
-    return jax.nn.logsumexp(outputs, axis=1) - jnp.sum(jnp.where(chosen, outputs, 0), axis=1)
-
-
-def _batch_size(inputs: Any) -> int:
+def _batch_size(inputs: ArrayTree) -> int:
     sizes = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(inputs)})
     if len(sizes) != 1 or sizes[0] in ((), (0,)):
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Training to a tolerance, and how far deletions move where it ends."""
+"""Training of convex losses, and bounds on how far deletions move its result."""

@@ -1,16 +1,18 @@
-"""Full-batch gradient descent on convex losses, in float64, and bounds on their gradients."""
+"""Full-batch gradient descent on losses of linear models, in float64, with gradient bounds."""
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks, norms
 from certunlearn._numerics.curvature import contraction
-from certunlearn.models.linear import ConvexLoss
+from certunlearn.models.loss import ConvexLoss
 
 
 class DataDependentSteps(int):
@@ -18,9 +20,12 @@ class DataDependentSteps(int):
 
 
 class Trained(NamedTuple):
-    """Where gradient descent stopped, a bound on the gradient norm there, and the steps taken.
+    """Where gradient descent stopped. All three are private, like the data.
 
-    Steps to a tolerance are `DataDependentSteps`. All three are private, like the data.
+    Attributes:
+      params: the parameters, in the dtype of the start (float32 or wider).
+      gradient_norm: an upper bound on the objective's gradient norm at `params`.
+      steps: the number of steps taken; `DataDependentSteps` if they went to a tolerance.
     """
 
     params: jax.Array
@@ -28,25 +33,27 @@ class Trained(NamedTuple):
     steps: int
 
 
-def gradient_norm(loss: ConvexLoss, params: Any, data: Any) -> float:
+def gradient_norm(loss: ConvexLoss, params: ArrayLike, data: Sequence[ArrayLike]) -> float:
     """An upper bound on the objective's gradient norm, L2 term included. Private, like the data.
 
     Args:
-      loss: the loss, whose bounds `data` must keep.
+      loss: a loss of a linear model, whose bounds `data` must keep.
       params: concrete parameters, `[d]` or `[d, outputs]`.
       data: `(features [n, d], targets)`, all training examples.
 
     Raises:
-      ValueError: if shapes disagree, `data` break a bound, or the gradient is not finite.
+      ValueError: if shapes disagree, `data` break a bound, the gradient is not finite, or the loss
+        is not one of a linear model.
 
     Guarantee:
-      At least the exact gradient norm at the given numbers, for the losses of this module. As large
-      terms cancel in it, errors of float32 (or of accelerators' narrower products) would swamp a
-      trained model's gradient. Hence float64, here only, and 2 (n + p + 64) u (G + L ||params||) on
-      top, u = 2^-53 and p the number of parameters: to first order logits err by p u B ||params||,
-      moving gradients by at most p u L ||params||; residuals by another (p + 20) u, times B; the
-      scales of rows of norm B by (p / 2 + 3) u, in logits and in gradients; the mean by n u times
-      an example's gradient, at most G + L ||params||; the L2 term by 3 u.
+      At least the exact gradient norm at the given numbers, for the losses of `models.linear`. As
+      large terms cancel in it, errors of float32 (or of accelerators' narrower products) would be
+      larger than a trained model's gradient. Hence it is computed in float64, and 2 (n + p + 64) u
+      (G + L ||params||) is added, u = 2^-53 and p the number of parameters: to first order logits
+      err by p u B ||params||, moving gradients by at most p u L ||params||; residuals by another
+      (p + 20) u, times B; the scales of rows of norm B by (p / 2 + 3) u, in logits and in
+      gradients; the mean by n u times an example's gradient, at most G + L ||params||; the L2 term
+      by 3 u.
 
     >>> from certunlearn import convex
     >>> loss = convex.logistic_regression(feature_norm=1.0, l2=1.0)
@@ -63,8 +70,8 @@ def gradient_norm(loss: ConvexLoss, params: Any, data: Any) -> float:
 
 def gradient_descent(
     loss: ConvexLoss,
-    params: Any,
-    data: Any,
+    params: ArrayLike,
+    data: Sequence[ArrayLike],
     *,
     learning_rate: float | None = None,
     tolerance: float | None = None,
@@ -84,12 +91,13 @@ def gradient_descent(
       steps: take so many steps instead, wherever they lead.
 
     Returns:
-      A `Trained`, its gradient norm at most `tolerance`, if there is one, and an upper bound at its
-      very parameters, which keep their dtype (float32 or wider). Gradients are float64.
+      A `Trained`. Its gradient norm is an upper bound at its very parameters, and at most
+      `tolerance`, if there is one. Gradients are float64; parameters keep their dtype (float32 or
+      wider).
 
     Raises:
-      ValueError: if `tolerance` is not reached, `data` break a bound, or both `steps` and
-        `tolerance` are given, or neither.
+      ValueError: if `tolerance` is not reached, `data` break a bound, both `steps` and `tolerance`
+        are given, or neither, or the loss is not one of a linear model.
 
     >>> from certunlearn import convex
     >>> loss = convex.ridge_regression(feature_norm=1.0, target_norm=1.0, l2=1.0)
@@ -130,7 +138,9 @@ def gradient_descent(
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _gradient(loss: ConvexLoss, params: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+def _gradient(
+    loss: ConvexLoss, params: jax.Array, data: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
     """The gradient in float64, and a bound on its exact norm."""
     wide = params.astype(jnp.float64)
     grad = jax.grad(loss.loss_fn)(wide, (data[0].astype(jnp.float64), data[1]))
@@ -141,12 +151,17 @@ def _gradient(loss: ConvexLoss, params: jax.Array, data: Any) -> tuple[jax.Array
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _descend(
-    loss: ConvexLoss, params: jax.Array, data: Any, rate: Any, target: Any, max_steps: Any
+    loss: ConvexLoss,
+    params: jax.Array,
+    data: tuple[jax.Array, ...],
+    rate: float,
+    target: float,
+    max_steps: int,
 ) -> tuple[jax.Array, ...]:
-    def step(state: Any) -> Any:
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         old, grad, _, steps, _ = state
         new = (old.astype(jnp.float64) - rate * grad).astype(old.dtype)
-        # Standing still, all further steps would be the same.
+        # If the parameters stay the same, so will all further steps.
         return new, *_gradient(loss, new, data), steps + 1, jnp.any(new != old)
 
     start = (params, *_gradient(loss, params, data), jnp.zeros((), jnp.int64), jnp.array(True))
@@ -154,8 +169,13 @@ def _descend(
     return jax.lax.while_loop(unfinished, step, start)
 
 
-def _prepare(loss: ConvexLoss, params: Any, data: Any) -> jax.Array:
+def _prepare(loss: ConvexLoss, params: ArrayLike, data: Sequence[ArrayLike]) -> jax.Array:
     """Checked parameters, float32 or wider."""
+    loss.require_linear(
+        "the rounding of gradients is bounded for linear models only. Descend with Optax for a "
+        "number of steps fixed beforehand and use training_distance, or measure the gradient norm "
+        "yourself, add what rounding may hide, and use stability_distance"
+    )
     loss.check_data(data)
     params = jnp.asarray(checks.numbers("params", params))
     expected = loss.init(np.shape(data[0])[1]).shape

@@ -5,7 +5,7 @@ import math
 from certunlearn._numerics import checks
 from certunlearn._numerics.curvature import contraction
 from certunlearn.mechanisms.strong_convexity import Contracting, check_contracting
-from certunlearn.models.linear import ConvexLoss
+from certunlearn.models.loss import ConvexLoss
 from certunlearn.solvers.descent import DataDependentSteps
 
 
@@ -19,12 +19,12 @@ def stability_distance(
     """How far the trained model can be from the model trained without the deleted examples.
 
     Args:
-      loss: the loss that both minimise.
+      loss: the loss that both minimise, of a linear or a linearised model.
       size: n, the number of examples before the deletion.
       deletions: k, how many are deleted; fewer than `size`.
-      gradient_norm: of the objective on its own data (L2 term included), the most with which either
-        training stops: the tolerance that both are run to, not what one of them reached. Zero
-        claims exact minimisation.
+      gradient_norm: the largest gradient norm, L2 term included, with which either training stops
+        on its own data. It is the tolerance of both trainings, and not what one of them reached.
+        Zero claims exact minimisation.
 
     Returns:
       2 k G / (m n) + 2 gradient_norm / m, in parameter units.
@@ -86,7 +86,7 @@ def _largest_difference(loss: ConvexLoss, size: int, deletions: int) -> float:
 
 
 def _check_reach(loss: ConvexLoss, reach: float | None, remedy: str) -> None:
-    """Refuses parameters that may have a norm of `reach` if G holds nearer to the origin only."""
+    """Refuses parameters of norm `reach` if G holds only for parameters of smaller norm."""
     if not math.isfinite(loss.radius):
         return
     if reach is None or checks.real("radius", reach) > loss.radius * (1 + 1e-12):
@@ -106,7 +106,7 @@ def next_request(
     gradient_norm: float,
     center_norm: float = 0.0,
 ) -> Contracting:
-    """`mechanism.next` with numbers that the loss proves, wherever the runs go.
+    """`mechanism.next` with numbers that follow from the loss's constants.
 
     Args:
       mechanism: `ProjectedNoisySGD` or `DescentToDelete`, of the request before; its steps and
@@ -119,8 +119,8 @@ def next_request(
 
     Raises:
       TypeError: if the mechanism is another.
-      ValueError: if its curvatures are not those of the loss, or if the gradient bound holds within
-        a ball only and noise, or anything else, may take parameters out of it.
+      ValueError: if its curvatures do not include those of the loss, or if the gradient bound holds
+        within a ball only and parameters may leave it.
 
     Guarantee:
       The gradient bound is needed along one of the two references. With `ProjectedNoisySGD` both
@@ -153,6 +153,8 @@ def next_request(
         trained_norm=loss.solution_norm + gradient_norm / loss.strong_convexity,
     )
     remedy = "make the loss with a larger radius, or keep parameters in a smaller ball"
+    if math.isinf(reach):
+        remedy = "noisy steps may leave that ball unless `radius` of all requests keeps them in"
     _check_reach(loss, reach, remedy)
     difference = _largest_difference(loss, size, deletions)
     return mechanism.next(stability_distance=stability, gradient_difference=difference)

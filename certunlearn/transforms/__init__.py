@@ -1,21 +1,22 @@
-"""Optax gradient transformations: clip, decay, project, noise. They take numbers, no guarantees."""
+"""Optax gradient transformations: clip, decay, project, noise.
 
-from certunlearn.transforms.clip_decay_noise import (
+They take numbers. Guarantees about whole runs are made by `mechanisms` and `accounting`.
+"""
+
+from certunlearn.transforms.clipping import ClipByGlobalNormState, clip_by_global_norm
+from certunlearn.transforms.decay import DecayTowardState, decay_toward
+from certunlearn.transforms.gaussian_noise import (
     AddGaussianNoiseState,
-    ClipByGlobalNormState,
-    DecayTowardState,
     add_gaussian_noise,
-    clip_by_global_norm,
-    decay_toward,
-)
-from certunlearn.transforms.combining import (
-    ZeroNonfiniteState,
     noise_on_start,
-    noise_then_projection,
-    zero_nonfinite,
 )
 from certunlearn.transforms.gradients import ClipStats, clipped_value_and_grad
-from certunlearn.transforms.projection import clip_params, project_onto_ball
+from certunlearn.transforms.nonfinite import ZeroNonfiniteState, zero_nonfinite
+from certunlearn.transforms.projection import (
+    clip_params,
+    noise_then_projection,
+    project_onto_ball,
+)
 
 __all__ = [
     "AddGaussianNoiseState",

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
+from jax.typing import ArrayLike
 from optax import microbatching
 
 from certunlearn._numerics import checks, norms, parallel
@@ -24,12 +26,12 @@ class ClipStats(NamedTuple):
 
 
 def clipped_value_and_grad(
-    loss_fn: Callable[[Any, Any], jax.Array],
-    clip_norm: Any,
+    loss_fn: Callable[..., jax.Array],
+    clip_norm: float | jax.Array,
     per_example: bool = True,
     microbatch_size: int | None = None,
     with_stats: bool = False,
-) -> Callable[[Any, Any], tuple[Any, Any]]:
+) -> Callable[[ArrayTree, ArrayTree], tuple[Any, ArrayTree]]:
     """A version of `jax.value_and_grad` whose gradient has norm at most `clip_norm`.
 
     Args:
@@ -58,7 +60,8 @@ def clipped_value_and_grad(
       The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
       loss, NaN included: an example whose gradient is not finite counts as zero, and does not
       disturb the others. The mean of clipped gradients, which rounds, is clipped once more. This is
-      the clip that `GradientClipping` asks for; it says nothing of the privacy of single examples.
+      the clip that `GradientClipping` asks for. It says nothing about the privacy of single
+      examples.
 
     Source:
       Abadi et al. (2016), Deep Learning with Differential Privacy, Algorithm 1 (per example).
@@ -78,7 +81,7 @@ def clipped_value_and_grad(
         microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
     run = _by_example if per_example else _by_batch
 
-    def value_and_grad(params: Any, batch: Any) -> tuple[Any, Any]:
+    def value_and_grad(params: ArrayTree, batch: ArrayTree) -> tuple[Any, ArrayTree]:
         _check_batch(batch, microbatch_size)
         if per_example:
             parallel.check_whole("batch", batch)
@@ -90,23 +93,26 @@ def clipped_value_and_grad(
 
 
 def sample_value_and_grad(
-    loss_fn: Callable[[Any, Any], Any], clip_norm: Any, microbatch_size: int | None
-) -> Callable[[Any, Any], tuple[tuple[Any, ClipStats], Any]]:
+    loss_fn: Callable[..., jax.Array], clip_norm: float | jax.Array, microbatch_size: int | None
+) -> Callable[[ArrayTree, ArrayTree], tuple[tuple[jax.Array, ClipStats], ArrayTree]]:
     """As `clipped_value_and_grad` with examples and stats, for a Poisson sample with empty places.
 
-    The batch of the function returned is (examples, taken), as `batches.poisson_sample` makes it.
-    Its gradient is the mean over all places, of 0 where none was taken; the value and the clipped
-    fraction are of the examples taken only, 0 if nobody was, and none else counts as not finite.
+    The batch of the function returned is (examples, taken), as `batches.PoissonSampling.sample`
+    makes it. Its gradient is the mean over all places; a place where no example was taken counts as
+    a gradient of 0. The value, the clipped fraction and the number of gradients that are not finite
+    are of the examples taken only, 0 if none was taken.
     """
 
-    def of_place(params: Any, sample: Any) -> Any:
+    def of_place(params: ArrayTree, sample: Any) -> jax.Array:
         examples, taken = sample
         value = _checked(loss_fn)(params, examples)
-        # An empty place holds an example all the same. If its gradient is not finite, this one is
-        # NaN, and clipped to zero like any other.
+        # An empty place holds an example, too. If that example's gradient is not finite, this one
+        # is NaN, and clipped to zero like any other.
         return jnp.where(taken[0], value, jnp.zeros_like(value))
 
-    def value_and_grad(params: Any, sample: Any) -> tuple[tuple[Any, ClipStats], Any]:
+    def value_and_grad(
+        params: ArrayTree, sample: Any
+    ) -> tuple[tuple[jax.Array, ClipStats], ArrayTree]:
         _check_batch(sample, microbatch_size)
         value, stats, grads = _by_example(
             of_place, clip_norm, microbatch_size, params, sample, sample[1]
@@ -117,14 +123,16 @@ def sample_value_and_grad(
 
 
 def _by_example(
-    loss_fn: Callable,
-    clip_norm: Any,
+    loss_fn: Callable[..., jax.Array],
+    clip_norm: float | jax.Array,
     microbatch_size: int | None,
-    params: Any,
-    batch: Any,
-    taken: Any = True,
-) -> tuple[jax.Array, ClipStats, Any]:
-    def clipped_gradient(params: Any, example: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+    params: ArrayTree,
+    batch: ArrayTree,
+    taken: ArrayLike = True,
+) -> tuple[jax.Array, ClipStats, ArrayTree]:
+    def clipped_gradient(
+        params: ArrayTree, example: ArrayTree
+    ) -> tuple[ArrayTree, tuple[jax.Array, ...]]:
         alone = jax.tree.map(lambda leaf: leaf[None], example)
         value, grads = jax.value_and_grad(loss_fn)(params, alone)
         clipped = norms.clip_tree(grads, clip_norm)
@@ -137,7 +145,7 @@ def _by_example(
         microbatch_size=microbatch_size,
         accumulator=(kinds.MEAN, kinds.CONCAT),
     )(params, jax.tree.map(jnp.asarray, batch))
-    # The mean of vectors in the ball is in the ball, but for rounding.
+    # The mean of vectors in the ball is in the ball, up to rounding.
     grads = norms.clip_tree(grads, clip_norm).tree
     taken = jnp.broadcast_to(taken, nonfinite.shape)
     counted = jnp.isfinite(values) & ~nonfinite & taken
@@ -150,8 +158,12 @@ def _by_example(
 
 
 def _by_batch(
-    loss_fn: Callable, clip_norm: Any, microbatch_size: int | None, params: Any, batch: Any
-) -> tuple[jax.Array, ClipStats, Any]:
+    loss_fn: Callable[..., jax.Array],
+    clip_norm: float | jax.Array,
+    microbatch_size: int | None,
+    params: ArrayTree,
+    batch: ArrayTree,
+) -> tuple[jax.Array, ClipStats, ArrayTree]:
     value, grads = microbatching.microbatch(
         jax.value_and_grad(loss_fn),
         argnums=1,
@@ -163,10 +175,10 @@ def _by_batch(
     return value, stats, result.tree
 
 
-def _checked(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], jax.Array]:
+def _checked(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The loss, or an error that names it where it is no loss."""
 
-    def loss(params: Any, batch: Any) -> jax.Array:
+    def loss(params: ArrayTree, batch: ArrayTree) -> jax.Array:
         value = loss_fn(params, batch)
         wanted = "loss_fn must return the mean loss of the batch, one real number"
         if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
@@ -180,7 +192,7 @@ def _checked(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], jax.Arr
     return loss
 
 
-def _check_batch(batch: Any, microbatch_size: int | None) -> None:
+def _check_batch(batch: ArrayTree, microbatch_size: int | None) -> None:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(not shape for shape in shapes):
         raise ValueError("batch must be a pytree of arrays with a leading axis of examples")

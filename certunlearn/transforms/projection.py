@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from chex import ArrayTree
 
-from certunlearn._numerics import norms, parallel, trees
+from certunlearn._numerics import float_formats, norms, parallel, trees
 
 
-def clip_params(params: Any, radius: float, center: Any = None) -> Any:
+def clip_params(params: ArrayTree, radius: float, center: ArrayTree | None = None) -> ArrayTree:
     """Projects parameters onto the L2 ball of the given radius around a public centre.
 
     Args:
@@ -53,7 +54,9 @@ def clip_params(params: Any, radius: float, center: Any = None) -> Any:
     return jax.jit(_project)(params, radius, center)
 
 
-def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransformation:
+def project_onto_ball(
+    radius: float, center: ArrayTree | None = None
+) -> optax.GradientTransformation:
     """Changes updates so that the updated parameters are in the L2 ball around a public centre.
 
     Args:
@@ -92,12 +95,14 @@ def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransf
     """
     norms.check_norm("radius", radius)
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: ArrayTree) -> optax.EmptyState:
         if center is not None:
             trees.check_same_structure(params, center)
         return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None
+    ) -> tuple[ArrayTree, ArrayTree]:
         if params is None:
             raise ValueError("project_onto_ball needs params: call update(updates, state, params)")
         parallel.check_tracked()
@@ -108,28 +113,66 @@ def project_onto_ball(radius: float, center: Any = None) -> optax.GradientTransf
         ]
         moves, treedef = jax.tree.flatten(updates)
         moves = [
-            jnp.asarray(u, norms.common_dtype([u, p])) for u, p in zip(moves, leaves, strict=True)
+            jnp.asarray(u, float_formats.common_dtype([u, p]))
+            for u, p in zip(moves, leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, _into_ball(moves, leaves, middles, radius)), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _project(params: Any, radius: jax.Array, center: Any) -> Any:
+def noise_then_projection(
+    noise: optax.GradientTransformation, project: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Adds noise, then projects; an update whose noise is NaN stays NaN.
+
+    The projection alone would turn NaN into the centre. Whether noise is lost may depend on private
+    gradients, so a step without its noise must not pass for a step with it.
+
+    Args:
+      noise: a transform that adds noise, such as `add_gaussian_noise`.
+      project: a transform without state, such as `project_onto_ball`.
+
+    Returns:
+      A transform with the state of `noise`, whose update needs the parameters.
+
+    Guarantee:
+      If the noised update holds a NaN, all of the update is NaN. Otherwise it is that of `project`.
+
+    >>> from certunlearn.transforms import add_gaussian_noise
+    >>> noise = add_gaussian_noise(9.0, jax.random.key(0))
+    >>> tx, params = noise_then_projection(noise, project_onto_ball(1.0)), jnp.zeros(3)
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> print(f"{jnp.linalg.norm(updates):.3f}")
+    1.000
+    """
+
+    def update(
+        updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None
+    ) -> tuple[ArrayTree, ArrayTree]:
+        noised, state = noise.update(updates, state, params)
+        projected, _ = project.update(noised, project.init(params), params)
+        lost = float_formats.holds_nan(noised)
+        return jax.tree.map(lambda leaf: float_formats.nan_where(lost, leaf), projected), state
+
+    return optax.GradientTransformation(noise.init, update)
+
+
+def _project(params: ArrayTree, radius: jax.Array, center: ArrayTree | None) -> ArrayTree:
     params = jax.tree.map(jnp.asarray, params)
     if center is None:
         return norms.clip_tree(params, radius).tree
     center = jax.tree.map(lambda p, c: jnp.asarray(c, p.dtype), params, center)
     checked, target = _radii(params, radius, center)
 
-    def difference(candidate: Any) -> Any:
+    def difference(candidate: ArrayTree) -> ArrayTree:
         return jax.tree.map(jnp.subtract, candidate, center)
 
-    def toward_center(candidate: Any) -> Any:
+    def toward_center(candidate: ArrayTree) -> ArrayTree:
         moved = norms.clip_tree(difference(candidate), target).tree
         return jax.tree.map(jnp.add, center, moved)
 
-    def the_center(candidate: Any) -> Any:
+    def the_center(candidate: ArrayTree) -> ArrayTree:
         # In `shard_map` the centre, too, must count as differing between devices if `z` does.
         return jax.tree.map(
             lambda z, c: jnp.where(jnp.zeros_like(z, bool), z, c), candidate, center
@@ -140,9 +183,9 @@ def _project(params: Any, radius: jax.Array, center: Any) -> Any:
     )
 
 
-def _radii(params: Any, radius: Any, center: Any) -> tuple[Any, Any]:
+def _radii(params: ArrayTree, radius: jax.Array, center: ArrayTree) -> tuple[ArrayTree, Any]:
     """What differences from the centre are checked against, and what they are clipped to."""
-    roundoff = norms.coarsest_eps(params) / 2
+    roundoff = float_formats.coarsest_eps(params) / 2
     count = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
     checked = radius * (1 - 8 * roundoff) - 2.0**-125 * math.sqrt(count)
     # A target below zero, or not a number, counts as a radius of zero: the centre.
@@ -170,10 +213,10 @@ def _first_that_holds(
 
 @jax.jit
 def _into_ball(
-    moves: list[jax.Array], params: list[jax.Array], middles: list[jax.Array], radius: Any
+    moves: list[jax.Array], params: list[jax.Array], middles: list[jax.Array], radius: jax.Array
 ) -> list[jax.Array]:
     """The moves, changed as `project_onto_ball` says."""
-    roundoff = norms.coarsest_eps(params) / 2
+    roundoff = float_formats.coarsest_eps(params) / 2
     rounding = 2 * roundoff * (norms.norm_bound(middles) + radius)
     checked, target = (r - rounding for r in _radii(params, radius, middles))
 

@@ -85,7 +85,7 @@ def test_sizes_are_looked_at_before_anything_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_array", None)  # nothing is unpacked
     with pytest.raises(ValueError, match="unpacks to 8000128 bytes, more than the 7000000"):
         files.load_params(tmp_path / "bomb.npz", max_bytes=7_000_000)
-    monkeypatch.setattr(archives, "MOST_UNPACKED", 10**6)
+    monkeypatch.setattr(archives, "MOST_UNPACKED_BYTES", 10**6)
     with pytest.raises(ValueError, match="unpacks to 8000128 bytes, more than the 1000000"):
         files.load_params(tmp_path / "bomb.npz")
     files.save_params(tmp_path / "m.npz", {"a": np.zeros(10**6)})
@@ -94,7 +94,7 @@ def test_sizes_are_looked_at_before_anything_is_unpacked(tmp_path, monkeypatch):
 
 
 def test_what_is_not_compressed_may_have_any_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_UNPACKED", 10)
+    monkeypatch.setattr(archives, "MOST_UNPACKED_BYTES", 10)
     files.save_params(tmp_path / "m.npz", {"a": np.zeros(10**5)})
     assert files.load_params(tmp_path / "m.npz")["a"].size == 10**5
 
@@ -143,7 +143,7 @@ def test_a_bomb_takes_no_memory(tmp_path):
         for _ in range(325):
             member.write(bytes(8 * 10**6))
     script = (
-        "import sys; from certunlearn import files\n"
+        "import sys; from certunlearn._numerics import files\n"
         "before = peak()\n"
         "try: files.load_params(sys.argv[1])\n"
         "except ValueError: pass\n"

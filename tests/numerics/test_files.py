@@ -160,7 +160,7 @@ def test_hidden_files_of_killed_processes_are_removed(tmp_path):
 
 def test_a_process_killed_while_writing_leaves_nothing_for_long(tmp_path):
     script = (
-        "import os, signal, sys; from certunlearn import files\n"
+        "import os, signal, sys; from certunlearn._numerics import files\n"
         "files.write_atomically(sys.argv[1], lambda f: os.kill(os.getpid(), signal.SIGKILL),"
         " private=True)"
     )
@@ -177,7 +177,7 @@ def test_a_process_killed_while_writing_leaves_nothing_for_long(tmp_path):
 def test_what_a_living_process_writes_is_not_removed(tmp_path):
     path = tmp_path / "run.private.npz"
     script = (
-        "import sys; from certunlearn import files\n"
+        "import sys; from certunlearn._numerics import files\n"
         "def write(file):\n"
         "    print('writing', flush=True); sys.stdin.readline(); file.write(b'slow')\n"
         "files.write_atomically(sys.argv[1], write, private=True)"

@@ -140,10 +140,25 @@ def test_plan_of_another_mechanism(capsys):
     assert "strongly convex" in shown
 
 
+def test_plan_of_plain_numbers(capsys):
+    fields = ["initial_distance=1", "contraction=[0,1]", "shift=0.1", "noisy=[false,true]"]
+    arguments = [part for field in fields for part in ("--set", field)]
+    assert cli.main([*OTHER, "Separations", *arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    stated = cu.Separations(
+        initial_distance=1.0, contraction=[0.0, 1.0], shift=0.1, noisy=[False, True]
+    )
+    sigma = cu.noise_scale(stated, epsilon=1.0, delta=1e-5, **EXACT)
+    assert plan["accountants"]["interpolation"]["noise_scale"] == sigma
+    assert plan["mechanism"]["contraction"] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["Nonsense"], "mechanism name must be one of"),
+        (["Separations", "--set", "transform=1"], "Separations takes no transform here"),
+        (["Separations", "--set", "speed=1"], "unexpected keyword argument 'speed'"),
         (["OutputPerturbation"], "missing or unknown fields: ['init_radius']"),
         (["OutputPerturbation", "--set", "init_radius"], "FIELD=VALUE"),
         (["OutputPerturbation", "--set", "init_radius=far"], "init_radius must be one real number"),

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 import certunlearn as cu
-from certunlearn import accounting, cli, planning
+from certunlearn import accounting, cli
 from certunlearn.demo import data, membership, network, report, run
 
 NAMES = [
@@ -92,7 +92,7 @@ def test_the_mechanism_puts_the_stated_noise_into_the_start_of_fine_tuning(name,
     mechanism, sigma = run.make_mechanism(settings, epsilon, 1e-5)
     found = accounting.epsilon(mechanism, noise_scale=sigma, delta=1e-5)
     assert 0.97 * epsilon < found <= epsilon
-    noise = planning.total_noise(mechanism, sigma)
+    noise = mechanism.total_noise_scale(sigma)
     assert noise == pytest.approx(settings.total_noise, rel=0.06)  # two digits of the radius
     assert accounting.best_steps(mechanism) == pytest.approx(settings.noisy_steps, abs=1)
 

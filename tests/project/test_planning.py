@@ -71,7 +71,7 @@ def test_total_noise_of_schedules_is_what_a_simulation_adds_up():
     variance = 0.0
     for contraction in mechanism.contraction:
         variance = contraction**2 * variance + 4.0
-    assert planning.total_noise(mechanism, 2.0) == pytest.approx(math.sqrt(variance), rel=1e-12)
+    assert mechanism.total_noise_scale(2.0) == pytest.approx(math.sqrt(variance), rel=1e-12)
 
 
 def test_a_refusal_has_a_reason_and_no_numbers():
@@ -96,6 +96,49 @@ def test_the_record_is_json_and_complete():
 
 def test_the_table_names_steps_other_than_the_best():
     assert "not 3" in planning.to_table(planning.make_plan(**TARGET, **BALL, **FAST, steps=3))
+
+
+def test_any_constant_separations_have_a_best_number_of_steps():
+    plan = planning.make_plan(**TARGET, **BALL, **FAST, steps=3, weight_decay=0.2)
+    stated = mechanisms.Separations(
+        initial_distance=2.0, contraction=[0.98] * 3, shift=[0.2] * 3, assumptions=["It is so."]
+    )
+    same = planning.plan_for(stated, **TARGET, accountants=("interpolation",))
+    assert same.best_steps == plan.best_steps
+    assert same.best_noise_scale == pytest.approx(plan.best_noise_scale, rel=1e-12)
+    assert same.accountants[0].noise_scale == pytest.approx(
+        plan.accountants[0].noise_scale, rel=1e-12
+    )
+    assert "radius of the ball of starts  1 " in planning.to_table(same)
+    record = planning.to_record(same)
+    assert record["mechanism"]["diameter"] is None
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contraction": [0.9, 0.8, 0.9]},
+        {"shift": [0.1, 0.2, 0.1]},
+        {"shift": 0.0},
+        {"contraction": 0.0},
+        {"noisy": [False, True, True]},
+        {"init_noise_scale": 0.1},
+    ],
+)
+def test_other_separations_have_no_best_number_of_steps(change):
+    fields = {"initial_distance": 2.0, "contraction": 0.9, "shift": 0.1, "steps": 3} | change
+    plan = planning.plan_for(
+        mechanisms.Separations(**fields), **TARGET, accountants=("interpolation",)
+    )
+    assert plan.best_steps is plan.best_noise_scale is None
+    shown = planning.to_table(plan)
+    assert ("3 steps, 2 of them noisy" in shown) == ("noisy" in change)
+
+
+def test_a_plan_needs_a_mechanism():
+    with pytest.raises(TypeError, match=r"mechanism must be a certunlearn\.Mechanism"):
+        planning.plan_for("GradientClipping", **TARGET)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_quantiles_at_the_ends():
 def test_the_room_is_near_the_mean_sample(size, rate):
     mean = size * rate
     room = batches.poisson_capacity(size, rate)
-    assert exact_tail(room, size, rate) <= batches.OVERFLOW
+    assert exact_tail(room, size, rate) <= batches.OVERFLOW_CHANCE
     assert mean + 5 * math.sqrt(mean) < room < mean + 16 * math.sqrt(mean) + 10
 
 
@@ -113,7 +113,7 @@ def cut_sums(gradients, rate, room):
 @pytest.mark.parametrize("place", [0, 3, 6])
 def test_a_cut_costs_its_chance_and_no_more(monkeypatch, place):
     """Six examples that pull down and one that pulls up, in one step that cuts one in fifty."""
-    monkeypatch.setattr(batches, "OVERFLOW", 0.02)
+    monkeypatch.setattr(batches, "OVERFLOW_CHANCE", 0.02)
     rate, sigma, others = 0.3, 1.0, [-1.0] * 6
     everyone = [*others[:place], 1.0, *others[place:]]
     room, less = (batches.poisson_capacity(n, rate, deletions=1) for n in (7, 6))
@@ -121,11 +121,11 @@ def test_a_cut_costs_its_chance_and_no_more(monkeypatch, place):
     p, q = cut_sums(everyone, rate, room), cut_sums(others, rate, less)
     for epsilon in (0.0, 0.5, 2.0, 5.0, 9.0):
         truth = max(divergence(*p, *q, sigma, epsilon), divergence(*q, *p, sigma, epsilon))
-        assert truth <= profile.delta(sigma, rate, 1, 1, epsilon) + batches.OVERFLOW
+        assert truth <= profile.delta(sigma, rate, 1, 1, epsilon) + batches.OVERFLOW_CHANCE
 
 
 def test_without_that_chance_a_cut_would_not_be_covered(monkeypatch):
-    monkeypatch.setattr(batches, "OVERFLOW", 0.02)
+    monkeypatch.setattr(batches, "OVERFLOW_CHANCE", 0.02)
     # Two rooms, as a larger and a smaller data set have: a hundred drawn in the one only.
     p, q = cut_sums([-1.0] * 6 + [1.0], 0.9, 1), cut_sums([-1.0] * 6, 0.9, 6)
     assert divergence(*p, *q, 1.0, 2.0) > 5 * profile.delta(1.0, 0.9, 1, 1, 2.0)
@@ -137,7 +137,7 @@ def test_certificates_carry_the_cut_and_nothing_that_grows_with_epsilon():
     for epsilon in (0.0, 1.0, 30.0):
         added = cu.delta(MECHANISM, noise_scale=scale, epsilon=epsilon)
         assert added == pytest.approx(
-            profile.delta(*run, epsilon) + 4 * batches.OVERFLOW, rel=1e-9, abs=0
+            profile.delta(*run, epsilon) + 4 * batches.OVERFLOW_CHANCE, rel=1e-9, abs=0
         )
     everyone = cu.DPSGD(
         clip_norm=1.0, learning_rate=1.0, steps=4, sampling_rate=1.0, batch_size=10, deletions=1
@@ -261,7 +261,7 @@ def test_a_sample_with_nobody_adds_noise_only():
 
 
 def test_a_sample_too_large_for_its_room_is_cut(monkeypatch):
-    monkeypatch.setattr(batches, "OVERFLOW", 0.9)
+    monkeypatch.setattr(batches, "OVERFLOW_CHANCE", 0.9)
     data, cut = {"i": jnp.arange(SIZE)}, 0
     room = batches.poisson_capacity(SIZE, 0.25, deletions=1)
     assert room < 12
