@@ -185,7 +185,8 @@ def _noise_scale(
             f"give either epsilon or noise_scale, got epsilon={epsilon!r} and "
             f"noise_scale={noise_scale!r}"
         )
-    if epsilon is not None or noise_scale is None:
+    if noise_scale is None:
+        assert epsilon is not None
         return accounting.noise_scale(
             mechanism, epsilon=epsilon, delta=delta, accountant=accountant, progress=progress
         )
