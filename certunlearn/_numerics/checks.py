@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from certunlearn._numerics import recognition
+
 # A number per step: one value for all steps, or a tuple with one value for each.
 PerStep = float | tuple[float, ...]
 # What callers may give for it: a number, `[steps]` numbers, or an Optax schedule.
@@ -41,7 +43,7 @@ def shown(value: Any) -> str:
         text = reprlib.repr(value)
     elif isinstance(value, np.ma.MaskedArray):
         text = f"a masked array of shape {value.shape}"
-    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+    elif recognition.is_shaped(value):
         text = f"an array of {value.dtype} of shape {tuple(value.shape)}"
     elif isinstance(value, type):
         text = f"the class {value.__name__}"
@@ -161,12 +163,12 @@ def numbers(name: str, value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{wanted}: fill the masked values first")
     array = value
-    if not (hasattr(value, "dtype") and hasattr(value, "__array__")):
+    if not recognition.is_convertible(value):
         try:
             array = np.asarray(value)
         except Exception as error:  # whatever another library's conversion raises
             raise TypeError(wanted) from error
-    if getattr(array.dtype, "kind", "") not in (*_NUMERIC_KINDS, "b", "V"):
+    if recognition.kind_of(array.dtype) not in (*_NUMERIC_KINDS, "b", "V"):
         raise TypeError(wanted)
     return array
 
@@ -217,15 +219,17 @@ def _is_number(value: Any) -> bool:
     """Whether it may be one real number: not text, a bool, a complex number or an array of more."""
     if value is None or isinstance(value, bool | str | bytes | complex | np.ma.MaskedArray):
         return False
-    dtype = getattr(value, "dtype", None)
+    dtype = recognition.dtype_of(value)
     if dtype is not None:
         # "V": the narrow floats of machine learning, which NumPy does not know by kind.
-        return getattr(dtype, "kind", "") in (*_NUMERIC_KINDS, "V") and np.ndim(value) == 0
-    return hasattr(value, "__float__") or hasattr(value, "__index__")
+        return recognition.kind_of(dtype) in (*_NUMERIC_KINDS, "V") and np.ndim(value) == 0
+    return recognition.is_real_scalar(value)
 
 
 def _several(value: Any) -> bool:
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) != 0
+    return isinstance(value, list | tuple) or (
+        recognition.is_shaped(value) and len(value.shape) != 0
+    )
 
 
 def _whole(name: str, value: Any, least: int, most: int, kind: str) -> int:

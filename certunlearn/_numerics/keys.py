@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from certunlearn._numerics import recognition
+
 FROM_SYSTEM = "64 bits for the noise drawn from the operating system"
 FROM_CALLER = "given by the caller: reproducible, fit for experiments only"
 
@@ -46,7 +48,7 @@ def split_key(key: jax.Array) -> Keys:
 
 def as_key(key: Any) -> jax.Array:
     """Returns a typed key, or raises TypeError naming the kind of what was given instead."""
-    dtype = getattr(key, "dtype", None)
+    dtype = recognition.dtype_of(key)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
     if dtype == np.uint32 and key.shape == (2,):

@@ -7,6 +7,8 @@ import jax
 from chex import ArrayTree
 from jax.typing import ArrayLike
 
+from certunlearn._numerics import recognition
+
 # The axis of a `pmap` without an axis name.
 _PMAP_AXIS = "_internal_pmap_axis_name"
 
@@ -25,14 +27,7 @@ def pieces_axes(*values: ArrayLike) -> tuple[str, ...]:
 
     The answer means nothing where `check_tracked` raises.
     """
-    named: set[str] = set()
-    for value in values:
-        aval = jax.typeof(value)
-        # JAX 0.8 has it in `vma`, later ones in `manual_axis_type`.
-        kind = getattr(aval, "manual_axis_type", None)
-        if getattr(kind, "unreduced", None):
-            raise ValueError("values must be summed over the mesh before they come here, got a sum")
-        named |= set(getattr(aval, "vma", ()) if kind is None else kind.varying)
+    named = frozenset[str]().union(*map(recognition.varying_axes, values))
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
 
 
@@ -65,9 +60,7 @@ def _tracks(mesh: jax.sharding.AbstractMesh, manual: tuple[str, ...]) -> bool:
     large = [name for name in manual if mesh.shape[name] > 1]
     if not large:
         return True
-    aval = jax.typeof(jax.lax.axis_index(large[0]))
-    kind = getattr(aval, "manual_axis_type", aval)
-    return bool(getattr(kind, "varying", getattr(kind, "vma", ())))
+    return bool(recognition.varying_axes(jax.lax.axis_index(large[0])))
 
 
 def _directly_in_pmap(manual: tuple[str, ...]) -> bool:

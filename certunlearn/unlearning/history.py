@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import archives, files
-from certunlearn.unlearning import recognition
+from certunlearn._numerics import archives, files, recognition
 
 
 class UnlearningState(NamedTuple):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import checks
-from certunlearn.unlearning import recognition
+from certunlearn._numerics import checks, recognition
 
 
 def function(name: str, value: object, signature: str, optional: bool = False) -> None:

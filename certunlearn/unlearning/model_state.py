@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from chex import ArrayTree
 
-from certunlearn._numerics import batches, checks
-from certunlearn.unlearning import inputs, recognition
+from certunlearn._numerics import batches, checks, recognition
+from certunlearn.unlearning import inputs
 
 
 def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from chex import ArrayTree
 
 from certunlearn._numerics import keys as keys_lib
-from certunlearn.unlearning import recognition
+from certunlearn._numerics import recognition
 from certunlearn.unlearning.history import UnlearningState
 
 

@@ -8,13 +8,13 @@ bring its own arrays and optimizers, and Flax is optional.
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, SupportsFloat, SupportsIndex, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.sparse import JAXSparse
+from chex import ArrayTree
 
 
 @runtime_checkable
@@ -35,6 +35,30 @@ class _ArrayLike(Protocol):
 
 
 @runtime_checkable
+class _Shaped(Protocol):
+    """Something with a dtype and a shape."""
+
+    dtype: Any
+    shape: Any
+
+
+@runtime_checkable
+class _Convertible(Protocol):
+    """Something with a dtype that NumPy can take for an array."""
+
+    dtype: Any
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
+
+
+@runtime_checkable
+class _HasKind(Protocol):
+    """NumPy's dtypes and those made after them, not those of JAX's keys."""
+
+    kind: str
+
+
+@runtime_checkable
 class _OptaxTransform(Protocol):
     """A pair of functions, as Optax and its users write them: named tuples or classes."""
 
@@ -51,23 +75,88 @@ class _TrainState(Protocol):
     tx: Any
 
 
+@runtime_checkable
+class _ManualAxes(Protocol):
+    """An abstract value of JAX after 0.8."""
+
+    manual_axis_type: Any
+
+
+@runtime_checkable
+class _Unreduced(Protocol):
+    """What such a value says of sums that were not carried out yet."""
+
+    unreduced: Any
+
+
+@runtime_checkable
+class _Varying(Protocol):
+    """An abstract value of JAX 0.8."""
+
+    vma: Any
+
+
 # The fields of Flax's `TrainState` that hold no model state, or whose content is left behind.
 _TRAIN_STATE_FIELDS = ("step", "apply_fn", "params", "tx", "opt_state")
 
 
+def is_shaped(value: object) -> TypeGuard[_Shaped]:
+    """Whether it has a dtype and a shape, as arrays have, abstract ones too."""
+    return isinstance(value, jax.Array | _Shaped)  # a traced array may pass its attributes on
+
+
+def is_convertible(value: object) -> TypeGuard[_Convertible]:
+    """Whether it has a dtype and can be made a NumPy array."""
+    return isinstance(value, jax.Array | _Convertible)
+
+
+def dtype_of(value: object) -> Any:
+    """An array's or array scalar's dtype; None for what has none."""
+    return value.dtype if isinstance(value, jax.Array | _Typed) else None
+
+
+def kind_of(dtype: object) -> str:
+    """A dtype's kind: "f" for floats, "i" and "u" for integers, "b" for bools, "V" for others.
+
+    Empty for what has no kind, such as the dtype of a random key.
+    """
+    return dtype.kind if isinstance(dtype, _HasKind) else ""
+
+
+def is_real_scalar(value: object) -> bool:
+    """Whether it converts itself to a float or an index, as numbers do."""
+    return isinstance(value, SupportsFloat | SupportsIndex)
+
+
+def varying_axes(value: ArrayTree) -> frozenset[str]:
+    """The mesh axes over which a value inside `shard_map` differs from device to device.
+
+    Raises:
+      ValueError: if the value is a sum over the mesh that was not carried out yet.
+    """
+    aval = jax.typeof(value)
+    if isinstance(aval, _ManualAxes):
+        if isinstance(aval.manual_axis_type, _Unreduced) and aval.manual_axis_type.unreduced:
+            raise ValueError("values must be summed over the mesh before they come here, got a sum")
+        return frozenset(aval.manual_axis_type.varying)
+    return frozenset(aval.vma) if isinstance(aval, _Varying) else frozenset()
+
+
 def is_array_like(value: object) -> TypeGuard[_ArrayLike]:
     """Whether NumPy can take it for an array that knows its own dtype and shape."""
-    return isinstance(value, _ArrayLike)
+    return isinstance(value, jax.Array | _ArrayLike)
 
 
 def is_jax_sparse(value: object) -> bool:
     """Whether it is one of JAX's sparse arrays: pytrees, the parts of which are no examples."""
-    return isinstance(value, JAXSparse)
+    # Whoever has one has imported their module, which takes half a second.
+    module = sys.modules.get("jax.experimental.sparse")
+    return module is not None and isinstance(value, module.JAXSparse)
 
 
 def has_numpy_dtype(value: object) -> bool:
     """Whether it is an array or a scalar of numbers; JAX's typed keys have a dtype of their own."""
-    return isinstance(value, _Typed) and isinstance(value.dtype, np.dtype)
+    return isinstance(dtype_of(value), np.dtype)
 
 
 def is_prng_key(leaf: object) -> bool:
