@@ -4,7 +4,7 @@ import importlib.metadata
 
 from certunlearn import accounting, certificates, convex, transforms, unlearning
 from certunlearn._numerics.batches import batch_indices
-from certunlearn._numerics.keys import split_key
+from certunlearn._numerics.random_keys import split_key
 from certunlearn.accounting import (
     delta,
     epsilon,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from chex import ArrayTree
 
-from certunlearn._numerics import binomial, checks, keys
+from certunlearn._numerics import binomial, checks, random_keys
 
 # The largest chance that a step's Poisson sample is larger than the places kept for it. It is added
 # to delta: see `accounting.poisson_training`.
@@ -70,7 +70,7 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
     >>> [b.shape for b in batch_indices(jax.random.key(0), size=10, batch_size=4, steps=3)]
     [(4,), (4,), (4,)]
     """
-    key, size = keys.as_key(key), checks.positive_int("size", size)
+    key, size = random_keys.as_key(key), checks.positive_int("size", size)
     batch_size, steps = check_batch_size(batch_size, size), checks.positive_int("steps", steps)
     # A generator of its own, so that the checks are made at the call.
     return _batch_indices(key, size, batch_size, steps)

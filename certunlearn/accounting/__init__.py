@@ -6,7 +6,7 @@ which each has a file; numerics are in private modules; docs/theory/ holds the l
 """
 
 from certunlearn.accounting._taut_string import gdp_mu
-from certunlearn.accounting.accountant import Accountant
+from certunlearn.accounting.accountant_base import Accountant
 from certunlearn.accounting.coupling import COUPLED_MU, epsilon_bracket
 from certunlearn.accounting.interpolation import best_steps, mu
 from certunlearn.accounting.lower_bounds import (

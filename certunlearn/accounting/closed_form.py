@@ -20,7 +20,7 @@ For `OutputPerturbation` the published formula is the classical Gaussian mechani
 import numpy as np
 
 from certunlearn._numerics.checks import PerStep
-from certunlearn.accounting import _gaussian, accountant, interpolation
+from certunlearn.accounting import _gaussian, accountant_base, interpolation
 from certunlearn.mechanisms import Mechanism, PublishedNoise
 from certunlearn.mechanisms.published import constant
 
@@ -28,7 +28,7 @@ from certunlearn.mechanisms.published import constant
 _TOLERANCE = 1e-9
 
 
-class ClosedForm(accountant.Accountant):
+class ClosedForm(accountant_base.Accountant):
     """See the module."""
 
     name = "closed-form"
@@ -83,7 +83,7 @@ class ClosedForm(accountant.Accountant):
         sigma, formula = constant("noise_scale", noise_scale), _formula(mechanism)
         unit = np.array([formula.unit(t) for t in range(1, mechanism.steps + 1)])
         claimed = unit * formula.spread(delta) / sigma
-        mu = interpolation.mu_curve(accountant.separations(mechanism), sigma)
+        mu = interpolation.mu_curve(accountant_base.separations(mechanism), sigma)
         holds = _gaussian.delta(claimed, mu) <= delta * (1 + _TOLERANCE)
         return np.concatenate([[np.inf], np.where(holds, claimed, np.inf)])
 
@@ -99,7 +99,7 @@ def _formula(mechanism: Mechanism) -> PublishedNoise:
 
 
 def _confirm(mechanism: Mechanism, sigma: float, epsilon: float, delta: float) -> None:
-    mu = interpolation.mu_curve(accountant.separations(mechanism), sigma)[-1]
+    mu = interpolation.mu_curve(accountant_base.separations(mechanism), sigma)[-1]
     if not _gaussian.delta(epsilon, mu) <= delta * (1 + _TOLERANCE):
         held = f"gives {float(_gaussian.epsilon(mu, delta)):.6g}" if 0 < delta < 1 else "gives more"
         raise ValueError(

@@ -13,10 +13,10 @@ import numpy as np
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.accounting import accountant, interpolation
+from certunlearn.accounting import accountant_base, interpolation
 from certunlearn.accounting._reflection import solution
 from certunlearn.mechanisms import Mechanism
-from certunlearn.mechanisms.separations import with_noise
+from certunlearn.mechanisms.plain_separations import with_noise
 
 # Most mu, by interpolation, at which coupling is tried unasked, or certified. Beyond it epsilon is
 # in the hundreds: worth nothing to anyone, and e^epsilon nears the end of float64.
@@ -25,7 +25,7 @@ COUPLED_MU = 20.0
 _MOST_GROWTH = 1e100
 
 
-class Coupling(accountant.Accountant):
+class Coupling(accountant_base.Accountant):
     """See the module."""
 
     name = "coupling"
@@ -85,7 +85,7 @@ class Coupling(accountant.Accountant):
 
 def steps_of(mechanism: Mechanism, noise_scale: PerStep) -> solution.Steps:
     """The run. A projection after the noise, which moves nothing apart, is left out."""
-    return solution.Steps(*with_noise(accountant.separations(mechanism), noise_scale))
+    return solution.Steps(*with_noise(accountant_base.separations(mechanism), noise_scale))
 
 
 def epsilon_bracket(
@@ -115,7 +115,7 @@ def epsilon_bracket(
     True
     """
     delta, tolerance = checks.open_unit("delta", delta), checks.positive("tolerance", tolerance)
-    scale = accountant.checked_noise(mechanism, noise_scale)
+    scale = accountant_base.checked_noise(mechanism, noise_scale)
     reason = Coupling().unsupported_reason(mechanism)
     if reason is not None:
         raise ValueError(reason)

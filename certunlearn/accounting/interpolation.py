@@ -15,15 +15,15 @@ import math
 import numpy as np
 
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.accounting import _gaussian, _taut_string, accountant
+from certunlearn.accounting import _gaussian, _taut_string, accountant_base
 from certunlearn.mechanisms import Mechanism, Separations
-from certunlearn.mechanisms.separations import with_noise
+from certunlearn.mechanisms.plain_separations import with_noise
 
 # Most steps that `best_steps` looks at.
 _MOST_STEPS = 200_000
 
 
-class Interpolation(accountant.Accountant):
+class Interpolation(accountant_base.Accountant):
     """See the module."""
 
     name = "interpolation"
@@ -58,14 +58,14 @@ class Interpolation(accountant.Accountant):
                 "its last shift, or distances grow beyond float64"
             )
         # Positive even where nothing is left to hide.
-        sigma = max(unit / _gaussian.mu(epsilon, delta), accountant.LEAST_NOISE_SCALE)
+        sigma = max(unit / _gaussian.mu(epsilon, delta), accountant_base.LEAST_NOISE_SCALE)
         while _gaussian.epsilon(unit / sigma, delta) > epsilon:  # the last digits' rounding, if any
             sigma *= 1 + 1e-12
         return float(sigma)
 
     def epsilon_curve(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> np.ndarray:
         """See `Accountant.epsilon_curve`: exact at every step."""
-        found = mu_curve(accountant.separations(mechanism), noise_scale)
+        found = mu_curve(accountant_base.separations(mechanism), noise_scale)
         return np.concatenate([[np.inf], _gaussian.epsilon(found, delta)])
 
 
@@ -80,7 +80,7 @@ def mu(mechanism: Mechanism, *, noise_scale: ScalarOrSchedule) -> float | None:
 
     Arguments as for `epsilon`.
     """
-    scale = accountant.checked_noise(mechanism, noise_scale)
+    scale = accountant_base.checked_noise(mechanism, noise_scale)
     if mechanism.separations() is None:
         return None
     return _last_mu(mechanism, scale)
@@ -104,7 +104,7 @@ def best_steps(mechanism: Mechanism) -> int:
     >>> best_steps(m)  # init_radius / (learning_rate * clip_norm)
     10
     """
-    accountant.checked_noise(mechanism, 1.0)
+    accountant_base.checked_noise(mechanism, 1.0)
     stated = mechanism.separations()
     name = type(mechanism).__name__
     if stated is None or not np.all(stated.shift):
@@ -133,4 +133,4 @@ def best_steps(mechanism: Mechanism) -> int:
 
 
 def _last_mu(mechanism: Mechanism, noise_scale: PerStep) -> float:
-    return float(mu_curve(accountant.separations(mechanism), noise_scale)[-1])
+    return float(mu_curve(accountant_base.separations(mechanism), noise_scale)[-1])

@@ -8,11 +8,11 @@ import numpy as np
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.accounting import accountant, interpolation
+from certunlearn.accounting import accountant_base, interpolation
 from certunlearn.accounting._attack import best_loss
 from certunlearn.accounting.coupling import COUPLED_MU
 from certunlearn.mechanisms import Mechanism
-from certunlearn.mechanisms.separations import Run, with_noise
+from certunlearn.mechanisms.plain_separations import Run, with_noise
 
 # Most steps for which plans and certificates work out `epsilon_lower_bound`: a few seconds.
 MOST_ATTACKED = 2000
@@ -44,7 +44,7 @@ def epsilon_lower_bound(
     0.176
     """
     delta = checks.open_unit("delta", delta)
-    scale = accountant.checked_noise(mechanism, noise_scale)
+    scale = accountant_base.checked_noise(mechanism, noise_scale)
     if not mechanism.attackable:
         raise ValueError(
             f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
@@ -61,7 +61,7 @@ def affordable_lower_bound(
     It would for more than `MOST_ATTACKED` steps, a mu above `COUPLED_MU`, or noise whose scales
     differ so much from step to step that grids need very many nodes.
     """
-    scale = accountant.checked_noise(mechanism, noise_scale)
+    scale = accountant_base.checked_noise(mechanism, noise_scale)
     stated = mechanism.separations()
     if mechanism.steps > MOST_ATTACKED or not mechanism.attackable or stated is None:
         return None
@@ -75,7 +75,7 @@ def affordable_lower_bound(
 
 def _game(mechanism: Mechanism, scale: PerStep) -> Run:
     """The run as the attack reads it: noise on the starts is a first step that does nothing."""
-    stated = accountant.separations(mechanism)
+    stated = accountant_base.separations(mechanism)
     run = with_noise(stated, scale)
     if stated.init_noise_scale == 0:
         return run

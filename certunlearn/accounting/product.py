@@ -28,9 +28,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from certunlearn._numerics.checks import PerStep
-from certunlearn.accounting import _gaussian, accountant
+from certunlearn.accounting import _gaussian, accountant_base
 from certunlearn.mechanisms import Mechanism, Separations
-from certunlearn.mechanisms.separations import with_noise
+from certunlearn.mechanisms.plain_separations import with_noise
 
 _HALVINGS = 60
 # The same by many numbers at a time, as steps are what takes long: 32^12 = 2^60.
@@ -46,7 +46,7 @@ _ROUNDED_UP = 1 + 1e-12
 _MOST_LESS = 50.0  # logarithm of the factor by which less noise is sought than one step needs
 
 
-class Product(accountant.Accountant):
+class Product(accountant_base.Accountant):
     """See the module."""
 
     name = "product"
@@ -67,7 +67,7 @@ class Product(accountant.Accountant):
 
     def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
         """See `Accountant.epsilon`; infinity beyond 1000."""
-        stated = accountant.separations(mechanism)
+        stated = accountant_base.separations(mechanism)
         if _last(stated, noise_scale, np.array([_LARGEST]))[0] > delta:
             return math.inf
         low, high = 0.0, _LARGEST
@@ -82,7 +82,7 @@ class Product(accountant.Accountant):
 
     def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
         """See `Accountant.delta`."""
-        stated = accountant.separations(mechanism)
+        stated = accountant_base.separations(mechanism)
         return float(_last(stated, noise_scale, np.array([epsilon]))[0])
 
     def noise_scale(
@@ -90,7 +90,7 @@ class Product(accountant.Accountant):
     ) -> float:
         """See `Accountant.noise_scale`: by bisection, rounded up."""
         del progress
-        stated = accountant.separations(mechanism)
+        stated = accountant_base.separations(mechanism)
 
         def holds(log_scale: float) -> bool:
             return float(_last(stated, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
@@ -98,7 +98,7 @@ class Product(accountant.Accountant):
         # One Gaussian for the last separation alone is enough.
         last = largest_separations(stated)[stated.noisy_steps][-1]
         if last == 0:  # nothing is left to hide
-            return accountant.LEAST_NOISE_SCALE
+            return accountant_base.LEAST_NOISE_SCALE
         high = math.log(last / _gaussian.mu(epsilon, delta)) + 1e-9
         low, least = high - 1.0, high - _MOST_LESS
         while holds(low):
@@ -116,7 +116,7 @@ class Product(accountant.Accountant):
         That is an upper bound, as no step raises delta. Of at most `_ALL_STEPS` steps all are
         worked out.
         """
-        stated = accountant.separations(mechanism)
+        stated = accountant_base.separations(mechanism)
         stops = np.arange(1, min(mechanism.steps, _MOST_STEPS) + 1)
         if mechanism.steps > _ALL_STEPS:
             stops = np.unique(np.geomspace(1, len(stops), _POINTS).astype(int))

@@ -12,7 +12,7 @@ from certunlearn import mechanisms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.accounting import interpolation
-from certunlearn.accounting.accountant import Accountant, checked_noise
+from certunlearn.accounting.accountant_base import Accountant, checked_noise
 from certunlearn.accounting.closed_form import ClosedForm
 from certunlearn.accounting.coupling import COUPLED_MU, Coupling
 from certunlearn.accounting.interpolation import Interpolation

@@ -14,7 +14,7 @@ import numpy as np
 from certunlearn._numerics import batches
 from certunlearn._numerics.batches import PoissonSampling
 from certunlearn._numerics.checks import PerStep
-from certunlearn.accounting import accountant
+from certunlearn.accounting import accountant_base
 from certunlearn.accounting._subsampled import profile
 from certunlearn.mechanisms import Mechanism
 
@@ -23,7 +23,7 @@ MOST_DELETIONS = 10_000
 _POINTS = 12  # of a curve that are worked out
 
 
-class Subsampled(accountant.Accountant):
+class Subsampled(accountant_base.Accountant):
     """See the module."""
 
     name = "dp-accounting"

@@ -14,7 +14,7 @@ from certunlearn._numerics import checks, files
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import claims, covered_leaves, record_format
 from certunlearn.certificates.record import Certificate, record_digest
-from certunlearn.mechanisms import Mechanism, optimizer, rounding
+from certunlearn.mechanisms import Mechanism, noisy_optimizer, rounding
 
 # Recomputing on another machine may differ in the last digits of a special function.
 TOLERANCE = 1e-9
@@ -176,7 +176,7 @@ def _steps_run(
                 "steps, got None; without it say steps_run yourself"
             )
         return steps_run, record_format.SAID
-    counted = optimizer.evidence(state)
+    counted = noisy_optimizer.evidence(state)
     claimed = mechanism.steps if steps_run is None else steps_run
     if counted.steps != claimed:
         raise ValueError(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from certunlearn import mechanisms
-from certunlearn._numerics import checks, keys
+from certunlearn._numerics import checks, random_keys
 
 SCHEMA = "certunlearn.certificate/3"
 # Format 2 had no `separations`: it was for the package's mechanisms only.
@@ -40,7 +40,7 @@ LONGEST_TEXT = 2_000
 COUNTED = "optimizer state"
 SAID = "word of the issuer"
 EVIDENCE = (COUNTED, SAID)
-KEY_SOURCES = (keys.FROM_SYSTEM, keys.FROM_CALLER, "not said")
+KEY_SOURCES = (random_keys.FROM_SYSTEM, random_keys.FROM_CALLER, "not said")
 ACCOUNTANTS = ("interpolation", "closed-form", "coupling", "product", "dp-accounting")
 
 _DTYPES = ("float32", "float64")

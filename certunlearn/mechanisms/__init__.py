@@ -8,13 +8,13 @@ from certunlearn.mechanisms.descent_to_delete import DescentToDelete
 from certunlearn.mechanisms.dp_training import DPSGD
 from certunlearn.mechanisms.gradient_clipping import GradientClipping
 from certunlearn.mechanisms.model_clipping import ModelClipping
-from certunlearn.mechanisms.optimizer import Evidence, NoisySgdState, evidence, noisy_sgd
+from certunlearn.mechanisms.noisy_optimizer import Evidence, NoisySgdState, evidence, noisy_sgd
 from certunlearn.mechanisms.output_perturbation import OutputPerturbation
+from certunlearn.mechanisms.plain_separations import Separations
 from certunlearn.mechanisms.projected_noisy_sgd import ProjectedNoisySGD
 from certunlearn.mechanisms.published import PublishedNoise
 from certunlearn.mechanisms.records import MECHANISMS, from_record, to_record
 from certunlearn.mechanisms.rewind_to_delete import RewindToDelete
-from certunlearn.mechanisms.separations import Separations
 
 __all__ = [
     "DPSGD",

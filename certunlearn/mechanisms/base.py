@@ -21,8 +21,8 @@ from certunlearn._numerics.checks import PerStep
 from certunlearn.mechanisms import sentences
 
 if TYPE_CHECKING:
+    from certunlearn.mechanisms.plain_separations import Separations
     from certunlearn.mechanisms.published import PublishedNoise
-    from certunlearn.mechanisms.separations import Separations
 
 REFERENCES = ("retrained", "center")
 

@@ -6,7 +6,7 @@ from typing import Self
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, pairs, sentences
-from certunlearn.mechanisms.strong_convexity import Contracting
+from certunlearn.mechanisms.contracting import Contracting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

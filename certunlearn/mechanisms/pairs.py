@@ -12,7 +12,7 @@ from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import base, rounding, sentences
-from certunlearn.mechanisms.separations import Separations, compact
+from certunlearn.mechanisms.plain_separations import Separations, compact
 
 # Share of the distance before a single last noise that is kept in reserve for the rounding of the
 # noiseless steps, unless the mechanism says otherwise: see `mechanisms.rounding`, which refuses

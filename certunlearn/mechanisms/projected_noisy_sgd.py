@@ -12,7 +12,7 @@ from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import base, sentences
-from certunlearn.mechanisms.strong_convexity import Contracting
+from certunlearn.mechanisms.contracting import Contracting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from certunlearn.mechanisms.dp_training import DPSGD
 from certunlearn.mechanisms.gradient_clipping import GradientClipping
 from certunlearn.mechanisms.model_clipping import ModelClipping
 from certunlearn.mechanisms.output_perturbation import OutputPerturbation
+from certunlearn.mechanisms.plain_separations import Separations
 from certunlearn.mechanisms.projected_noisy_sgd import ProjectedNoisySGD
 from certunlearn.mechanisms.rewind_to_delete import RewindToDelete
-from certunlearn.mechanisms.separations import Separations
 
 # The package's mechanisms, by name: those that `verify` trusts to have the separations they state.
 MECHANISMS: dict[str, type[Mechanism]] = {

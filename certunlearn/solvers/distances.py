@@ -4,7 +4,7 @@ import math
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.curvature import contraction
-from certunlearn.mechanisms.strong_convexity import Contracting, check_contracting
+from certunlearn.mechanisms.contracting import Contracting, check_contracting
 from certunlearn.models.loss import ConvexLoss
 from certunlearn.solvers.descent import DataDependentSteps
 

@@ -11,10 +11,10 @@ from chex import ArrayTree
 from certunlearn._numerics import (
     checks,
     float_formats,
-    keys,
     normal_draws,
     norms,
     parallel,
+    random_keys,
     schedules,
 )
 from certunlearn._numerics.checks import ScalarOrSchedule
@@ -87,7 +87,7 @@ def add_gaussian_noise(
     """
     if not callable(noise_scale) and not schedules.is_traced(noise_scale):
         noise_scale = check_noise_scale(checks.positive("noise_scale", noise_scale))
-    key = keys.as_key(key)
+    key = random_keys.as_key(key)
     kind = str(jax.random.key_impl(key))
     if kind != "threefry2x32":
         raise ValueError(f"key must be of the kind 'threefry2x32', got {kind!r}")

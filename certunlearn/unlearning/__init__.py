@@ -4,23 +4,27 @@
 `run_finetuning` and `release`.
 """
 
-from certunlearn._numerics.keys import Keys, system_keys
+from certunlearn._numerics.random_keys import Keys, system_keys
 from certunlearn.unlearning.finetuning import Finetuned, run_finetuning
-from certunlearn.unlearning.history import PrivateHistory, UnlearningState, load_state, save_state
 from certunlearn.unlearning.interrupts import UnlearningFailed, UnlearningInterrupted
 from certunlearn.unlearning.loop import unlearn
-from certunlearn.unlearning.model_state import recompute_statistics
-from certunlearn.unlearning.options import Finetune, LossFn, Options
+from certunlearn.unlearning.other_state import recompute_statistics
 from certunlearn.unlearning.prepared_run import Prepared
 from certunlearn.unlearning.preparing import prepare
+from certunlearn.unlearning.private_history import (
+    PrivateHistory,
+    UnlearningState,
+    load_state,
+    save_state,
+)
 from certunlearn.unlearning.releasing import UnlearningResult, release
+from certunlearn.unlearning.run_options import Finetune, Options
 from certunlearn.unlearning.running import Noisy, run_noisy_steps
 
 __all__ = [
     "Finetune",
     "Finetuned",
     "Keys",
-    "LossFn",
     "Noisy",
     "Options",
     "Prepared",

@@ -10,7 +10,7 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import transforms
-from certunlearn._numerics import batches, keys
+from certunlearn._numerics import batches, random_keys
 from certunlearn.mechanisms import Mechanism
 from certunlearn.transforms import gradients
 
@@ -67,7 +67,7 @@ def noisy_steps(
             before = _counts(opt_state)
             factor = 1.0
             if sampling is not None:
-                step_key = jax.random.fold_in(keys.as_key(order), step + offset)
+                step_key = jax.random.fold_in(random_keys.as_key(order), step + offset)
                 batch, factor = sampling.sample(data, step_key, microbatch_size)
             else:
                 batch = batch_at(data, order, position + offset, batch_size)

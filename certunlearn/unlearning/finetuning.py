@@ -9,7 +9,7 @@ import jax
 from chex import ArrayTree
 
 from certunlearn.unlearning import compiled_steps, interrupts, running
-from certunlearn.unlearning.evaluations import Evaluations
+from certunlearn.unlearning.evaluating import Evaluations
 from certunlearn.unlearning.prepared_run import Prepared, Start
 from certunlearn.unlearning.running import Noisy
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from certunlearn.unlearning.history import UnlearningState
+from certunlearn.unlearning.private_history import UnlearningState
 
 
 class UnlearningFailed(RuntimeError):

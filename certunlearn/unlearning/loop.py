@@ -16,8 +16,8 @@ from certunlearn.unlearning import (
     releasing,
     running,
 )
-from certunlearn.unlearning.options import DEFAULTS, Finetune, LossFn, Options
 from certunlearn.unlearning.releasing import UnlearningResult
+from certunlearn.unlearning.run_options import DEFAULTS, Finetune, LossFn, Options
 
 
 def unlearn(

@@ -8,11 +8,11 @@ import optax
 from chex import ArrayTree
 
 from certunlearn._numerics import checks
-from certunlearn._numerics.keys import Keys
+from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.leaf_split import Split
-from certunlearn.unlearning.options import Options
+from certunlearn.unlearning.run_options import Options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,21 +10,22 @@ from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import batches, checks, files, trees
-from certunlearn._numerics import keys as keys_lib
+from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
 from certunlearn.mechanisms import Mechanism, rounding
-from certunlearn.mechanisms.optimizer import noisy_sgd
+from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
     compiled_steps,
     inputs,
     leaf_split,
-    model_state,
+    other_state,
     rehearsal,
     resuming,
 )
-from certunlearn.unlearning.history import UnlearningState
-from certunlearn.unlearning.options import (
+from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
+from certunlearn.unlearning.private_history import UnlearningState
+from certunlearn.unlearning.run_options import (
     DEFAULTS,
     Finetune,
     LossFn,
@@ -33,7 +34,6 @@ from certunlearn.unlearning.options import (
     as_options,
     finetuning_loss,
 )
-from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
 
 
 def prepare(
@@ -90,7 +90,7 @@ def prepare(
     tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
     if more.resume is not None and key is not None:
         raise ValueError("key must be None with resume: the saved state carries the keys")
-    given = model_state.extract_params(params, more.recompute_state)
+    given = other_state.extract_params(params, more.recompute_state)
     split = _split(given, more.frozen)
     examples = _examples(retain_data, batch_size, mechanism, more)
     mechanism.check_run(

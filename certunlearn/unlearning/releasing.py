@@ -12,8 +12,8 @@ from chex import ArrayTree
 from certunlearn.certificates import Certificate, issuing
 from certunlearn.unlearning import interrupts, running
 from certunlearn.unlearning.finetuning import Finetuned
-from certunlearn.unlearning.history import PrivateHistory
 from certunlearn.unlearning.prepared_run import Prepared
+from certunlearn.unlearning.private_history import PrivateHistory
 from certunlearn.unlearning.running import Noisy
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import keys as keys_lib
+from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics import recognition
-from certunlearn.unlearning.history import UnlearningState
+from certunlearn.unlearning.private_history import UnlearningState
 
 
 def plan(settings: dict[str, Any], arrays: dict[str, ArrayTree | None]) -> dict[str, str]:

@@ -13,9 +13,9 @@ from chex import ArrayTree
 from certunlearn.mechanisms import rounding
 from certunlearn.unlearning import compiled_steps, interrupts, resuming
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
-from certunlearn.unlearning.evaluations import Evaluations
-from certunlearn.unlearning.history import UnlearningState
+from certunlearn.unlearning.evaluating import Evaluations
 from certunlearn.unlearning.prepared_run import Prepared, Start
+from certunlearn.unlearning.private_history import UnlearningState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

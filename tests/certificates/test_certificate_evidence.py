@@ -15,7 +15,7 @@ from certunlearn.certificates import issuing
 from certunlearn.certificates.record import Certificate, record_digest
 from certunlearn.certificates.verification import verify
 from certunlearn.mechanisms import DPSGD, ProjectedNoisySGD, RewindToDelete
-from certunlearn.mechanisms.optimizer import noisy_sgd
+from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning.loop import unlearn
 
 

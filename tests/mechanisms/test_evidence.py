@@ -11,8 +11,8 @@ from flax.training import train_state
 from transform_helpers import mechanism
 
 from certunlearn import mechanisms, transforms
-from certunlearn._numerics import keys
-from certunlearn.mechanisms import optimizer
+from certunlearn._numerics import random_keys
+from certunlearn.mechanisms import noisy_optimizer
 
 KEY = jax.random.key(5)
 PARAMS = {"w": jnp.ones(3)}
@@ -21,7 +21,7 @@ ADAM = optax.scale_by_adam
 
 
 def noisy(m=None, **options):
-    return optimizer.noisy_sgd(m or mechanism(steps=4), 0.1, key=KEY, **options)
+    return noisy_optimizer.noisy_sgd(m or mechanism(steps=4), 0.1, key=KEY, **options)
 
 
 def taken(tx, gradients):
@@ -33,11 +33,11 @@ def taken(tx, gradients):
 
 def test_counts_steps_and_gradients_that_were_not_finite():
     state = taken(noisy(), [PARAMS, NAN, PARAMS])
-    assert optimizer.evidence(state) == (3, 1)
+    assert noisy_optimizer.evidence(state) == (3, 1)
     # Nothing counts after the last step.
-    assert optimizer.evidence(taken(noisy(), [NAN] * 7)) == (4, 4)
+    assert noisy_optimizer.evidence(taken(noisy(), [NAN] * 7)) == (4, 4)
     with_memory = noisy(mechanism(memoryless=False, steps=4), before_clip=ADAM())
-    assert optimizer.evidence(taken(with_memory, [PARAMS, NAN])) == (2, 1)
+    assert noisy_optimizer.evidence(taken(with_memory, [PARAMS, NAN])) == (2, 1)
 
 
 EACH = {
@@ -55,13 +55,13 @@ EACH = {
 @pytest.mark.parametrize("name", EACH)
 def test_zeroed_gradients_show_for_every_mechanism(name):
     m = getattr(mechanisms, name)(**EACH[name])
-    assert optimizer.evidence(taken(noisy(m), [PARAMS, NAN])) == (2, 1)
+    assert noisy_optimizer.evidence(taken(noisy(m), [PARAMS, NAN])) == (2, 1)
 
 
 WRAPPERS = {
     "MultiSteps": (lambda tx: optax.MultiSteps(tx, 2), 2),
     "inject_hyperparams": (
-        lambda _: optax.inject_hyperparams(optimizer.noisy_sgd, static_args=("key",))(
+        lambda _: optax.inject_hyperparams(noisy_optimizer.noisy_sgd, static_args=("key",))(
             mechanism(steps=4), 0.1, key=KEY
         ),
         4,
@@ -78,8 +78,8 @@ WRAPPERS = {
 def test_is_found_within_wrappers(name):
     wrap, steps = WRAPPERS[name]
     state = taken(wrap(noisy()), [PARAMS] * 4)
-    assert optimizer.evidence(state) == (steps, 0)
-    assert optimizer.evidence({"any": [state, PARAMS]}) == (steps, 0)
+    assert noisy_optimizer.evidence(state) == (steps, 0)
+    assert noisy_optimizer.evidence({"any": [state, PARAMS]}) == (steps, 0)
 
 
 # The wrappers that leave out noise, or the clip: documented, and seen by the count.
@@ -100,9 +100,9 @@ SKIPPING = {
 def test_skipped_updates_are_not_counted(name):
     wrap, gradient = SKIPPING[name]
     state = taken(wrap(noisy()), [gradient] * 4)
-    assert optimizer.evidence(state).steps < 4
+    assert noisy_optimizer.evidence(state).steps < 4
     # Not wrapped, all are.
-    assert optimizer.evidence(taken(noisy(), [gradient] * 4)).steps == 4
+    assert noisy_optimizer.evidence(taken(noisy(), [gradient] * 4)).steps == 4
 
 
 def test_every_counted_update_has_its_noise():
@@ -131,29 +131,31 @@ def test_train_states_and_nnx_optimizers():
         apply_fn=model.apply, params=variables["params"], tx=noisy()
     )
     state = state.apply_gradients(grads=variables["params"])
-    assert optimizer.evidence(state) == (1, 0)
-    assert optimizer.evidence(state.opt_state) == (1, 0)
+    assert noisy_optimizer.evidence(state) == (1, 0)
+    assert noisy_optimizer.evidence(state.opt_state) == (1, 0)
 
     module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     nnx_optimizer = nnx.Optimizer(module, noisy(), wrt=nnx.Param)
     for _ in range(2):
         nnx_optimizer.update(module, nnx.state(module, nnx.Param))
-    assert optimizer.evidence(nnx_optimizer) == (2, 0)
-    assert optimizer.evidence(nnx_optimizer.opt_state) == (2, 0)
+    assert noisy_optimizer.evidence(nnx_optimizer) == (2, 0)
+    assert noisy_optimizer.evidence(nnx_optimizer.opt_state) == (2, 0)
 
 
 def test_what_is_no_evidence_is_refused():
     state = taken(noisy(), [PARAMS] * 2)
     for none in (None, 3, PARAMS, optax.sgd(0.1).init(PARAMS)):
         with pytest.raises(ValueError, match="exactly one NoisySgdState"):
-            optimizer.evidence(none)
+            noisy_optimizer.evidence(none)
     with pytest.raises(ValueError, match="with 2"):
-        optimizer.evidence([state, state])
-    several = jax.vmap(lambda key: optimizer.noisy_sgd(mechanism(), 0.1, key=key).init(PARAMS))
+        noisy_optimizer.evidence([state, state])
+    several = jax.vmap(
+        lambda key: noisy_optimizer.noisy_sgd(mechanism(), 0.1, key=key).init(PARAMS)
+    )
     with pytest.raises(ValueError, match="one at a time"):
-        optimizer.evidence(several(jax.random.split(KEY, 3)))
+        noisy_optimizer.evidence(several(jax.random.split(KEY, 3)))
     with pytest.raises(TypeError, match="outside of jit"):
-        jax.jit(lambda s: optimizer.evidence(s).steps)(state)
+        jax.jit(lambda s: noisy_optimizer.evidence(s).steps)(state)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_parts_that_disagree_are_refused(kind):
         is_leaf=is_kind,
     )
     with pytest.raises(ValueError, match="disagree") as error:
-        optimizer.evidence(state._replace(inner_state=changed))
+        noisy_optimizer.evidence(state._replace(inner_state=changed))
     assert not any(word in str(error.value) for word in secret_words())
 
 
@@ -189,13 +191,17 @@ def only(state, kind):
 
 
 def test_no_repr_shows_a_key_or_a_private_number():
-    tx = optimizer.noisy_sgd(
+    tx = noisy_optimizer.noisy_sgd(
         mechanism(memoryless=False), 0.1, key=SECRET, before_clip=optax.trace(0.9)
     )
     state = tx.init(PARAMS)
     _, state = tx.update({"w": jnp.full(3, 0.123456)}, state, PARAMS)
     shown = [repr(state), str(state), repr([state]), repr(state.inner_state[-1])]
-    shown += [repr(keys.split_key(SECRET)), repr(keys.system_keys()), f"{keys.Keys(SECRET, 1, 2)}"]
+    shown += [
+        repr(random_keys.split_key(SECRET)),
+        repr(random_keys.system_keys()),
+        f"{random_keys.Keys(SECRET, 1, 2)}",
+    ]
     for text in shown:
         assert "secret" in text
         assert "0.123456" not in text
@@ -206,7 +212,7 @@ def test_no_repr_shows_a_key_or_a_private_number():
     assert "zeroed=<private>" in repr(zeroed)
     # As pytrees they are what they were.
     assert len(jax.tree.leaves(state.inner_state[-1])) == 2
-    assert type(jax.tree.map(lambda x: x, state)) is optimizer.NoisySgdState
+    assert type(jax.tree.map(lambda x: x, state)) is noisy_optimizer.NoisySgdState
 
 
 @pytest.mark.parametrize(
@@ -221,6 +227,6 @@ def test_no_repr_shows_a_key_or_a_private_number():
 )
 def test_no_error_shows_a_key(key):
     with pytest.raises(TypeError, match="key must be one key") as error:
-        keys.as_key(key)
+        random_keys.as_key(key)
     assert not any(word in str(error.value) for word in secret_words())
     assert "2882343" not in str(error.value)

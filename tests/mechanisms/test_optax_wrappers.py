@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from certunlearn import transforms
-from certunlearn.mechanisms import GradientClipping, optimizer
+from certunlearn.mechanisms import GradientClipping, noisy_optimizer
 
 KEY = jax.random.key(5)
 MECHANISM = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=3)
@@ -20,7 +20,7 @@ QUIET = 1e-6
 
 
 def noisy(scale=0.2, key=KEY, mechanism=MECHANISM, **options):
-    return optimizer.noisy_sgd(mechanism, scale, key=key, **options)
+    return noisy_optimizer.noisy_sgd(mechanism, scale, key=key, **options)
 
 
 def norm(tree):
@@ -101,7 +101,7 @@ def test_state_structure_is_stable_and_plain(name):
 
 @pytest.mark.parametrize("scale", [0.2, (0.1, 0.2, 0.3), jnp.array([0.1, 0.2, 0.3])])
 def test_inject_hyperparams_draws_the_same_noise(scale):
-    wrapped = optax.inject_hyperparams(optimizer.noisy_sgd, static_args=("key",))
+    wrapped = optax.inject_hyperparams(noisy_optimizer.noisy_sgd, static_args=("key",))
     out, state = run(wrapped(MECHANISM, scale, key=KEY), [GRADIENT] * 4)
     expected, _ = run(noisy(scale), [GRADIENT] * 4)
     close(out, expected)
@@ -114,7 +114,7 @@ def test_inject_hyperparams_with_a_schedule_and_on_every_single_transform():
     schedule = lambda count: 0.1 * (1 + count)  # noqa: E731
     inject = optax.inject_hyperparams
     pairs = [
-        (inject(optimizer.noisy_sgd)(MECHANISM, schedule, key=KEY), noisy(schedule)),
+        (inject(noisy_optimizer.noisy_sgd)(MECHANISM, schedule, key=KEY), noisy(schedule)),
         (
             inject(transforms.clip_by_global_norm)(schedule),
             transforms.clip_by_global_norm(schedule),

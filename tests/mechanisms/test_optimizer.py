@@ -9,7 +9,7 @@ import scipy.stats
 from transform_helpers import draws, exact_norm, mechanism, zeros
 
 import certunlearn as cu
-from certunlearn.mechanisms import ModelClipping, optimizer
+from certunlearn.mechanisms import ModelClipping, noisy_optimizer
 
 KEY = jax.random.key(7)
 SCALE = 0.25
@@ -20,7 +20,7 @@ def test_a_step_is_what_the_mechanism_says():
     center = {"w": jnp.array([1.0, -1.0, 0.5])}
     params = {"w": jnp.array([2.0, 0.0, 0.0])}
     gradient = {"w": jnp.array([3.0, 4.0, 0.0])}
-    tx = optimizer.noisy_sgd(m, 1e-6, key=KEY, center=center)
+    tx = noisy_optimizer.noisy_sgd(m, 1e-6, key=KEY, center=center)
     updates, _ = tx.update(gradient, tx.init(params), params)
     clipped = 0.3 * gradient["w"] / 5
     expected = -0.2 * (clipped + 0.5 * (params["w"] - center["w"]))
@@ -30,7 +30,7 @@ def test_a_step_is_what_the_mechanism_says():
 def test_noise_is_in_parameter_units_whatever_the_rate():
     for rate in (1e-3, 0.9):
         m = mechanism(learning_rate=rate)
-        out, _ = draws(optimizer.noisy_sgd(m, SCALE, key=KEY), 1, zeros(20_000))
+        out, _ = draws(noisy_optimizer.noisy_sgd(m, SCALE, key=KEY), 1, zeros(20_000))
         sample = np.asarray(out[0]["a"], np.float64)
         assert scipy.stats.kstest(sample / SCALE, "norm").pvalue > 1e-3
 
@@ -42,7 +42,7 @@ def test_every_schedule_is_followed_step_by_step():
     m = mechanism(steps=steps, learning_rate=rates, weight_decay=decays, clip_norm=clips)
     params = {"w": jnp.array([1.0, 2.0])}
     gradient = {"w": jnp.array([30.0, -40.0])}
-    tx = optimizer.noisy_sgd(m, scales, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(m, scales, key=KEY)
     unit, _ = draws(cu.transforms.add_gaussian_noise(1.0, KEY), steps, {"w": jnp.zeros(2)})
     state, update = tx.init(params), jax.jit(tx.update)
     for t in range(steps):
@@ -51,23 +51,23 @@ def test_every_schedule_is_followed_step_by_step():
         clipped = clips[t] * np.array([0.6, -0.8])
         expected = -rates[t] * (clipped + decays[t] * np.array([1.0, 2.0]))
         np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
-    noisy = optimizer.noisy_sgd(m, scales * 1e5, key=KEY)
+    noisy = noisy_optimizer.noisy_sgd(m, scales * 1e5, key=KEY)
     out, _ = draws(noisy, steps, {"w": jnp.zeros(20_000)})
     for scale, updates in zip(scales * 1e5, out, strict=True):
         assert abs(np.std(updates["w"]) / scale - 1) < 0.03
 
 
 def test_a_noise_schedule_is_read_at_every_step():
-    tx = optimizer.noisy_sgd(mechanism(steps=3), lambda t: 0.1 * 2.0**t, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(mechanism(steps=3), lambda t: 0.1 * 2.0**t, key=KEY)
     out, _ = draws(tx, 3, {"w": jnp.zeros(20_000)})
     for t, updates in enumerate(out):
         assert abs(np.std(updates["w"]) / (0.1 * 2**t) - 1) < 0.03
     with pytest.raises(ValueError, match="noise_scale"):
-        optimizer.noisy_sgd(mechanism(steps=3), [0.1, 0.2], key=KEY)
+        noisy_optimizer.noisy_sgd(mechanism(steps=3), [0.1, 0.2], key=KEY)
 
 
 def test_nothing_moves_after_the_last_step():
-    tx = optimizer.noisy_sgd(mechanism(steps=3), SCALE, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(mechanism(steps=3), SCALE, key=KEY)
     out, state = draws(tx, 6)
     assert all(exact_norm(u) > 0 for u in out[:3])
     assert all(exact_norm(u) == 0 for u in out[3:])
@@ -78,7 +78,7 @@ def test_nothing_moves_after_the_last_step():
 
 
 def test_a_nonfinite_gradient_gives_noise_only_and_is_counted():
-    tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
     bad = {"a": jnp.full(2000, jnp.nan), "b": {"c": jnp.ones(2000)}}
     params = jax.tree.map(jnp.zeros_like, bad)
     updates, state = jax.jit(tx.update)(bad, tx.init(params), params)
@@ -92,7 +92,7 @@ def test_a_nonfinite_gradient_gives_noise_only_and_is_counted():
 )
 def test_any_transform_before_the_clip_stays_bounded(before):
     m = mechanism(memoryless=False, learning_rate=1.0, clip_norm=0.01)
-    tx = optimizer.noisy_sgd(m, 1e-8, key=KEY, before_clip=before)
+    tx = noisy_optimizer.noisy_sgd(m, 1e-8, key=KEY, before_clip=before)
     noise, _ = draws(cu.transforms.add_gaussian_noise(1e-8, KEY), 6, {"w": jnp.zeros(50)})
     params = {"w": jnp.zeros(50)}
     state = tx.init(params)
@@ -112,19 +112,19 @@ def test_any_transform_before_the_clip_stays_bounded(before):
 
 def test_memory_must_be_declared():
     with pytest.raises(ValueError, match="memoryless=False"):
-        optimizer.noisy_sgd(mechanism(), SCALE, key=KEY, before_clip=optax.scale_by_adam())
+        noisy_optimizer.noisy_sgd(mechanism(), SCALE, key=KEY, before_clip=optax.scale_by_adam())
     # The loss may hold memory (a teacher), so the declaration alone is fine.
-    optimizer.noisy_sgd(mechanism(memoryless=False), SCALE, key=KEY)
+    noisy_optimizer.noisy_sgd(mechanism(memoryless=False), SCALE, key=KEY)
     with pytest.raises(TypeError, match="GradientClipping"):
-        optimizer.noisy_sgd({"steps": 3}, SCALE, key=KEY)
-    tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY, center={"v": jnp.ones(3)})
+        noisy_optimizer.noisy_sgd({"steps": 3}, SCALE, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(mechanism(), SCALE, key=KEY, center={"v": jnp.ones(3)})
     with pytest.raises(ValueError, match="center"):
         tx.init({"w": jnp.ones(3)})
 
 
 def test_the_whole_loop_under_scan_equals_the_python_loop():
     m = mechanism(steps=5, weight_decay=0.3)
-    tx = optimizer.noisy_sgd(m, 0.05, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(m, 0.05, key=KEY)
     grad = jax.grad(lambda p: jnp.sum((p["w"] - 3) ** 2))
     params = {"w": jnp.zeros(7)}
 
@@ -144,13 +144,13 @@ def test_the_whole_loop_under_scan_equals_the_python_loop():
 
 def test_steps_too_short_for_float32_are_refused():
     with pytest.raises(ValueError, match=r"learning_rate \* clip_norm .*1e-30, .*got 1e-33"):
-        optimizer.noisy_sgd(mechanism(clip_norm=1e-30, learning_rate=1e-3), SCALE, key=KEY)
-    optimizer.noisy_sgd(mechanism(clip_norm=1e-27, learning_rate=1e-3), SCALE, key=KEY)
+        noisy_optimizer.noisy_sgd(mechanism(clip_norm=1e-30, learning_rate=1e-3), SCALE, key=KEY)
+    noisy_optimizer.noisy_sgd(mechanism(clip_norm=1e-27, learning_rate=1e-3), SCALE, key=KEY)
 
 
 def test_steps_with_a_learning_rate_of_zero_are_noise_alone():
     m = mechanism(steps=3, learning_rate=[0.0, 0.5, 0.0])
-    tx = optimizer.noisy_sgd(m, 1e-6, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(m, 1e-6, key=KEY)
     noise, _ = draws(cu.transforms.add_gaussian_noise(1e-6, KEY), 3, {"w": jnp.zeros(4)})
     params = {"w": jnp.ones(4)}
     state, update = tx.init(params), jax.jit(tx.update)
@@ -161,7 +161,7 @@ def test_steps_with_a_learning_rate_of_zero_are_noise_alone():
     np.testing.assert_array_equal(moved[0], 0)
     assert exact_norm(moved[1]) > 0.49
     np.testing.assert_array_equal(moved[2], 0)
-    assert optimizer.evidence(state) == (3, 0)
+    assert noisy_optimizer.evidence(state) == (3, 0)
 
 
 def test_before_clip_gets_the_callers_tree_and_extra_arguments():
@@ -174,7 +174,7 @@ def test_before_clip_gets_the_callers_tree_and_extra_arguments():
     before = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     before = optax.chain(before, optax.masked(optax.scale(2.0), {"a": True, "b": {"c": False}}))
     m = mechanism(memoryless=False, clip_norm=1e3, learning_rate=1.0)
-    tx = optimizer.noisy_sgd(m, 1e-5, key=KEY, before_clip=before)
+    tx = noisy_optimizer.noisy_sgd(m, 1e-5, key=KEY, before_clip=before)
     params = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
     gradient = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
     updates, _ = tx.update(gradient, tx.init(params), params, value=3.0, other=4)
@@ -190,8 +190,8 @@ def test_strict_promotion_of_dtypes():
     schedule = mechanism(steps=2, learning_rate=[0.1, 0.2], weight_decay=[0.1, 0.0])
     ball = ModelClipping(init_radius=1.0, model_radius=1.0, learning_rate=0.1, steps=2)
     each = [
-        optimizer.noisy_sgd(schedule, [0.1, 0.2], key=KEY, center=params),
-        optimizer.noisy_sgd(ball, lambda count: 0.1 / (1 + count), key=KEY, center=params),
+        noisy_optimizer.noisy_sgd(schedule, [0.1, 0.2], key=KEY, center=params),
+        noisy_optimizer.noisy_sgd(ball, lambda count: 0.1 / (1 + count), key=KEY, center=params),
     ]
     gradient = {"w": jnp.full(3, 2, jnp.bfloat16)}
     for tx in each:

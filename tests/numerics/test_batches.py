@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from certunlearn._numerics import batches, keys
+from certunlearn._numerics import batches, random_keys
 
 
 def test_an_epoch_holds_every_example_once_and_epochs_differ():
@@ -48,7 +48,7 @@ def test_odd_arguments_are_refused_by_the_call(change, kind, words):
 
 
 def test_system_keys_are_64_bit_and_never_alike():
-    drawn = [keys.system_keys() for _ in range(20)]
+    drawn = [random_keys.system_keys() for _ in range(20)]
     words = np.array([[jax.random.key_data(k) for k in keyset] for keyset in drawn])
     assert words.shape == (20, 3, 2)
     assert len({tuple(pair) for pair in words.reshape(-1, 2).tolist()}) == 60
@@ -58,8 +58,8 @@ def test_system_keys_are_64_bit_and_never_alike():
 
 def test_split_key_takes_typed_and_raw_keys_and_nothing_else():
     typed, raw = jax.random.key(5), jax.random.PRNGKey(5)
-    for a, b in zip(keys.split_key(typed), keys.split_key(raw), strict=True):
+    for a, b in zip(random_keys.split_key(typed), random_keys.split_key(raw), strict=True):
         np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(b))
     for wrong in (5, None, np.zeros(2, np.float32), jax.random.split(typed, 2)):
         with pytest.raises(TypeError, match="key must be"):
-            keys.split_key(wrong)
+            random_keys.split_key(wrong)

@@ -11,7 +11,7 @@ from transform_helpers import assert_nothing_shared, draws, mechanism, zeros
 
 from certunlearn import transforms
 from certunlearn._numerics import schedules
-from certunlearn.mechanisms import optimizer
+from certunlearn.mechanisms import noisy_optimizer
 
 KEY = jax.random.key(7)
 SCALE = 0.25
@@ -92,10 +92,10 @@ def test_noise_under_scan_jit_and_donation_is_the_same():
 
 @pytest.mark.parametrize("how", ["orbax", "flax", "numpy"])
 def test_restored_noise_continues_and_repeats_nothing(how, tmp_path):
-    tx = optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
+    tx = noisy_optimizer.noisy_sgd(mechanism(), SCALE, key=KEY)
     whole, _ = draws(tx, 4)
     before, state = draws(tx, 2)
-    blank = optimizer.noisy_sgd(mechanism(), SCALE, key=jax.random.key(99)).init(zeros())
+    blank = noisy_optimizer.noisy_sgd(mechanism(), SCALE, key=jax.random.key(99)).init(zeros())
     if how == "orbax":
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "state", state)
@@ -160,9 +160,9 @@ def test_bad_noise_scale(scale):
     with pytest.raises(ValueError, match="noise_scale"):
         transforms.add_gaussian_noise(scale, KEY)
     with pytest.raises(ValueError, match="noise_scale"):
-        optimizer.noisy_sgd(mechanism(), scale, key=KEY)
+        noisy_optimizer.noisy_sgd(mechanism(), scale, key=KEY)
     with pytest.raises(ValueError, match="noise_scale"):
-        optimizer.noisy_sgd(mechanism(steps=2), [0.1, scale], key=KEY)
+        noisy_optimizer.noisy_sgd(mechanism(steps=2), [0.1, scale], key=KEY)
 
 
 def test_the_largest_noise_is_finite_and_more_of_it_is_nan():
@@ -187,4 +187,4 @@ def test_the_stream_of_noise_ends_with_the_count():
         over, state = tx.update(jnp.zeros(5), state)
         assert np.all(np.isnan(over))
     with pytest.raises(ValueError, match=r"steps must be at most 2147483646.*got 2147483653"):
-        optimizer.noisy_sgd(mechanism(steps=2**31 + 5), 0.5, key=KEY)
+        noisy_optimizer.noisy_sgd(mechanism(steps=2**31 + 5), 0.5, key=KEY)

@@ -7,7 +7,7 @@ import pytest
 from transform_helpers import exact_norm, mechanism
 
 from certunlearn import transforms
-from certunlearn.mechanisms import optimizer
+from certunlearn.mechanisms import noisy_optimizer
 
 KEY = jax.random.key(7)
 
@@ -60,7 +60,7 @@ def test_parameters_that_cannot_hold_the_noise_are_refused(dtype):
     with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]"):
         transforms.clip_params(params, 1.0)
     with pytest.raises(ValueError, match=rf"{name} at \['layer'\]\['w'\]; keep float32"):
-        optimizer.noisy_sgd(mechanism(), 0.1, key=KEY).init(params)
+        noisy_optimizer.noisy_sgd(mechanism(), 0.1, key=KEY).init(params)
 
 
 def test_bad_arguments_of_clip_params():

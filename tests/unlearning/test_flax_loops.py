@@ -11,7 +11,7 @@ from flax.training.train_state import TrainState
 from sklearn.datasets import load_digits
 
 from certunlearn import transforms
-from certunlearn.mechanisms import GradientClipping, optimizer
+from certunlearn.mechanisms import GradientClipping, noisy_optimizer
 
 STEPS, BATCH, SCALE = 12, 64, 0.01
 MECHANISM = GradientClipping(
@@ -68,7 +68,7 @@ def close(left, right):
 
 
 def tx():
-    return optimizer.noisy_sgd(MECHANISM, SCALE, key=KEY)
+    return noisy_optimizer.noisy_sgd(MECHANISM, SCALE, key=KEY)
 
 
 class Linen(nn.Module):
@@ -145,7 +145,7 @@ def test_nnx_optimizer(batches):
 def test_nnx_with_a_center_and_narrow_parameters():
     model = Nnx(nnx.Rngs(0))
     center = jax.tree.map(jnp.array, nnx.state(model, nnx.Param))
-    noisy = optimizer.noisy_sgd(MECHANISM, 1e-6, key=KEY, center=center)
+    noisy = noisy_optimizer.noisy_sgd(MECHANISM, 1e-6, key=KEY, center=center)
     decayed = nnx.Optimizer(model, noisy, wrt=nnx.Param)
     before = jax.tree.map(jnp.array, as_dict(model))
     decayed.update(model, jax.tree.map(jnp.zeros_like, center))

@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from loop_helpers import DATA, PARAMS, run, same
 
 import certunlearn as cu
-from certunlearn.unlearning import model_state
+from certunlearn.unlearning import other_state
 
 
 class Normed(nn.Module):
@@ -86,8 +86,8 @@ def test_a_random_key_in_a_train_state_is_no_trace_of_data(key):
         dropout: jax.Array
 
     state = State.create(apply_fn=None, params=PARAMS, tx=optax.adam(0.1), dropout=key)
-    assert model_state.extract_params(state, None) is PARAMS
-    assert model_state.extract_params({"params": PARAMS, "rng": {"a": key}}, None) is PARAMS
+    assert other_state.extract_params(state, None) is PARAMS
+    assert other_state.extract_params({"params": PARAMS, "rng": {"a": key}}, None) is PARAMS
 
 
 def test_state_that_is_computed_from_data_is_no_random_key():
@@ -100,9 +100,9 @@ def test_state_that_is_computed_from_data_is_no_random_key():
         apply_fn=None, params=PARAMS, tx=optax.adam(0.1), scale=DynamicScale(), counts=counts
     )
     with pytest.raises(ValueError, match=r"besides parameters \(scale, counts\)"):
-        model_state.extract_params(state, None)
+        other_state.extract_params(state, None)
     without = state.replace(scale=None, counts=None)
-    assert model_state.extract_params(without, None) is PARAMS
+    assert other_state.extract_params(without, None) is PARAMS
 
 
 def test_an_nnx_model_with_keys_of_its_own_needs_no_recomputation():
@@ -112,7 +112,7 @@ def test_an_nnx_model_with_keys_of_its_own_needs_no_recomputation():
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
             self.key = nnx.Variable(jax.random.key(1))
 
-    params = model_state.extract_params(Dropped(nnx.Rngs(0)), None)
+    params = other_state.extract_params(Dropped(nnx.Rngs(0)), None)
     assert len(jax.tree.leaves(params)) == 2
 
 

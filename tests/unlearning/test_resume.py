@@ -10,7 +10,7 @@ import pytest
 from loop_helpers import CLIPPED, DATA, PARAMS, WITH_MEMORY, loss_fn, run, same
 
 import certunlearn as cu
-from certunlearn.unlearning import history
+from certunlearn.unlearning import private_history
 
 CENTER = jax.tree.map(lambda x: x - 1.0, PARAMS)
 FROZEN = {"w": False, "b": True}
@@ -147,7 +147,7 @@ def test_nothing_private_shows_in_a_repr(stopped):
 
 def saved(tmp_path, evaluations):
     empty = np.zeros(0, np.float32)
-    record = history.PrivateHistory(
+    record = private_history.PrivateHistory(
         losses=np.array([1.5, np.nan, np.inf], np.float32),
         clip_fractions=empty,
         nonfinite=np.int64(2),

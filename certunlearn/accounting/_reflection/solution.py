@@ -31,7 +31,7 @@ from certunlearn.accounting import _gaussian, _taut_string
 from certunlearn.accounting._reflection import node_tables
 from certunlearn.accounting._reflection.blocks import Steps, affordable
 from certunlearn.accounting._reflection.node_tables import Resolution, Solved
-from certunlearn.accounting.accountant import LEAST_NOISE_SCALE
+from certunlearn.accounting.accountant_base import LEAST_NOISE_SCALE
 
 _REFINEMENTS = 3
 # A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of

@@ -36,8 +36,8 @@ class Accountant(abc.ABC):
 
     Mechanisms that reach a method have been checked, and are such as `unsupported_reason` allows.
     `noise_scale` is the standard deviation of the noise in each coordinate of a step, in parameter
-    units: one number, or a tuple with one for each step (see `separations.with_noise`). `delta` is
-    strictly between 0 and 1.
+    units: one number, or a tuple with one for each step (`mechanisms.plain_separations.with_noise`
+    makes arrays of it). `delta` is strictly between 0 and 1.
 
     Guarantee:
       What a subclass must see to. Whenever a mechanism's assumptions hold, its last parameters and

@@ -11,7 +11,7 @@ from chex import ArrayTree
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism, base
 from certunlearn.unlearning import inputs
-from certunlearn.unlearning.history import UnlearningState
+from certunlearn.unlearning.private_history import UnlearningState
 
 # `loss_fn(params, batch) -> scalar`, the mean loss of a batch. What `params` and `batch` are made
 # of is the caller's choice.
