@@ -151,19 +151,19 @@ def _energies(
             if below_rise * run < rise * below_run * factor_down:
                 break
             stack.pop()
-            if below_rise == below_run == 0:
-                factor = factor_down
-                continue
-            if factor_down > 1 and (
-                factor_down * below_rise > _LARGE or factor_down * factor_down * below_run > _LARGE
-            ):
-                # In the units of the earlier, as in the later's it would be beyond float64. Once
-                # the factor itself is, what is added is 0: noise that is left out is on the safe
-                # side, and there is no rise then, or the two would not have been merged.
-                rise = below_rise + rise / factor_down
-                run = below_run + run / factor_down / factor_down
-                factor, own = 1.0, own * factor_down
-                continue
+            if factor_down > 1:
+                if below_rise == below_run == 0:
+                    factor = factor_down  # which may be infinite: nothing to be converted
+                    continue
+                grown = max(factor_down * below_rise, factor_down * factor_down * below_run)
+                if grown > _LARGE:
+                    # In the units of the earlier, as in the later's it would be beyond float64.
+                    # Once the factor itself is, what is added is 0: noise that is left out is on
+                    # the safe side, and there is no rise then, or the two would not be merged.
+                    rise = below_rise + rise / factor_down
+                    run = below_run + run / factor_down / factor_down
+                    factor, own = 1.0, own * factor_down
+                    continue
             rise += factor_down * below_rise
             run += factor_down * factor_down * below_run
             factor = factor_down

@@ -10,6 +10,7 @@ from certificate_helpers import EXACT, MECHANISM, PARAMS, SIGMA, issue
 
 from certunlearn import accounting
 from certunlearn._numerics import files
+from certunlearn.accounting import lower_bounds
 from certunlearn.certificates import issuing
 from certunlearn.certificates.issuing import Certificate
 from certunlearn.certificates.verification import verify
@@ -220,7 +221,7 @@ def test_a_lower_bound_that_is_not_reached_is_caught(factor, words):
 
 def test_long_runs_have_no_lower_bound(monkeypatch):
     c = issue()
-    monkeypatch.setattr(accounting.lower_bounds, "MOST_ATTACKED", 8)
+    monkeypatch.setattr(lower_bounds, "MOST_ATTACKED", 8)
     assert "more than 8 steps" in verify(c).problems[0]
     c = issue()
     assert c.epsilon_lower_bound is None
