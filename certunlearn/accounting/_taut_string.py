@@ -100,10 +100,10 @@ def gdp_mu_curve(
         shapes = ", ".join(f"{name} {a.shape}" for name, a in per_step.items())
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
     arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
-    curve = np.sqrt(_energies(float(distance), *arrays))
+    curve = _mu(_energies(float(distance), *arrays))
     if math.isfinite(diameter) and memoryless:  # else histories would have to be common
         for start in _starts(length[0]):
-            later = np.sqrt(_energies(diameter, *(array[start:] for array in arrays)))
+            later = _mu(_energies(diameter, *(array[start:] for array in arrays)))
             curve[start:] = np.minimum(curve[start:], later)
     return np.minimum.accumulate(curve) if memoryless else curve
 
@@ -180,5 +180,9 @@ def _energies(
 def _energy(rise: float, run: float) -> float:
     if rise == 0:
         return 0.0
-    energy = rise * rise / run if run > 0 else math.inf
-    return math.inf if math.isnan(energy) else energy
+    return rise * rise / run if run > 0 else math.inf
+
+
+def _mu(energies: list[float]) -> np.ndarray:
+    found = np.sqrt(energies)
+    return np.where(np.isnan(found), np.inf, found)  # numbers beyond float64 prove nothing
