@@ -2,7 +2,7 @@
 
 It reads `mechanism.poisson_sampling()`. `_subsampled.profile` certifies steps that use the whole
 sample. A step has room for so many examples, and cuts a sample that is larger
-(`batches.poisson_sample`), with a chance of at most o = `batches.OVERFLOW`, whatever the number of
+(`PoissonSampling.sample`), with a chance of at most o = `batches.OVERFLOW`, whatever the number of
 examples. That adds T o to delta at every epsilon, for T steps, and nothing where all examples are
 in every step. docs/theory/subsampled.md proves both.
 """
