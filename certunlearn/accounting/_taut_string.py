@@ -100,10 +100,10 @@ def gdp_mu_curve(
         shapes = ", ".join(f"{name} {a.shape}" for name, a in per_step.items())
         raise ValueError(f"arrays must have one common length [steps] of at least 1, got {shapes}")
     arrays = [np.broadcast_to(a, length).tolist() for a in per_step.values()]
-    curve = np.sqrt(_energies(float(distance), *arrays))
+    curve = _mu(_energies(float(distance), *arrays))
     if math.isfinite(diameter) and memoryless:  # else histories would have to be common
         for start in _starts(length[0]):
-            later = np.sqrt(_energies(diameter, *(array[start:] for array in arrays)))
+            later = _mu(_energies(diameter, *(array[start:] for array in arrays)))
             curve[start:] = np.minimum(curve[start:], later)
     return np.minimum.accumulate(curve) if memoryless else curve
 
@@ -151,19 +151,19 @@ def _energies(
             if below_rise * run < rise * below_run * factor_down:
                 break
             stack.pop()
-            if below_rise == below_run == 0:
-                factor = factor_down
-                continue
-            if factor_down > 1 and (
-                factor_down * below_rise > _LARGE or factor_down * factor_down * below_run > _LARGE
-            ):
-                # In the units of the earlier, as in the later's it would be beyond float64. Once
-                # the factor itself is, what is added is 0: noise that is left out is on the safe
-                # side, and there is no rise then, or the two would not have been merged.
-                rise = below_rise + rise / factor_down
-                run = below_run + run / factor_down / factor_down
-                factor, own = 1.0, own * factor_down
-                continue
+            if factor_down > 1:
+                if below_rise == below_run == 0:
+                    factor = factor_down  # which may be infinite: nothing to be converted
+                    continue
+                grown = max(factor_down * below_rise, factor_down * factor_down * below_run)
+                if grown > _LARGE:
+                    # In the units of the earlier, as in the later's it would be beyond float64.
+                    # Once the factor itself is, what is added is 0: noise that is left out is on
+                    # the safe side, and there is no rise then, or the two would not be merged.
+                    rise = below_rise + rise / factor_down
+                    run = below_run + run / factor_down / factor_down
+                    factor, own = 1.0, own * factor_down
+                    continue
             rise += factor_down * below_rise
             run += factor_down * factor_down * below_run
             factor = factor_down
@@ -180,5 +180,9 @@ def _energies(
 def _energy(rise: float, run: float) -> float:
     if rise == 0:
         return 0.0
-    energy = rise * rise / run if run > 0 else math.inf
-    return math.inf if math.isnan(energy) else energy
+    return rise * rise / run if run > 0 else math.inf
+
+
+def _mu(energies: list[float]) -> np.ndarray:
+    found = np.sqrt(energies)
+    return np.where(np.isnan(found), np.inf, found)  # numbers beyond float64 prove nothing

@@ -14,6 +14,7 @@ from scipy.special import ndtr
 import certunlearn as cu
 from certunlearn import accounting
 from certunlearn.accounting import _gaussian
+from certunlearn.accounting.coupling import Coupling
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "accounting.json").read_text())
 FIELDS = ("init_radius", "clip_norm", "learning_rate", "weight_decay", "steps")
@@ -265,9 +266,7 @@ def test_the_default_never_refuses_and_is_not_above_the_closed_form(m, epsilon):
 )
 def test_where_coupling_gains_nothing_interpolation_is_named(monkeypatch, factor, accountant):
     exact = interpolated.epsilon(SHORT, noise_scale=6.0, delta=1e-5)
-    monkeypatch.setattr(
-        accounting.coupling.Coupling, "epsilon", lambda self, m, scale, delta: factor * exact
-    )
+    monkeypatch.setattr(Coupling, "epsilon", lambda self, m, scale, delta: factor * exact)
     value, name = accounting.least_epsilon(SHORT, noise_scale=6.0, delta=1e-5)
     assert name == accountant
     assert value == (factor * exact if factor == 0.5 else exact)

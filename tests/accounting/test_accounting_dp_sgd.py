@@ -94,11 +94,11 @@ def test_an_attack_on_many_steps_stays_below():
 @pytest.mark.parametrize("deletions", [2, 3])
 @pytest.mark.parametrize("mu", [0.05, 0.5])
 def test_group_privacy_between_the_truth_and_its_leading_term(mu, deletions):
-    profile = lambda epsilon: float(_gaussian.delta(epsilon, mu))  # noqa: E731
+    one_example = lambda epsilon: float(_gaussian.delta(epsilon, mu))  # noqa: E731
     for epsilon in (0.0, 0.1, 1.0, 2.0):
         share = epsilon / deletions
-        one = profile(share)
-        group = profile.group_delta(profile, deletions, epsilon)
+        one = one_example(share)
+        group = profile.group_delta(one_example, deletions, epsilon)
         spelt_out = sum(math.exp(i * share) for i in range(deletions)) * one
         assert group == pytest.approx(min(1, spelt_out), rel=1e-12)
         leading = deletions * math.exp((deletions - 1) * share) * one
