@@ -47,7 +47,7 @@ def epsilon(
       accountant: None for the least epsilon that any of the package's certifies (see
         `least_epsilon`); a name: `"interpolation"`, exact shifted interpolation, in no time;
         `"closed-form"`, the published formulas, refused where they are unsound; `"coupling"`,
-        reflection coupling, which is far tighter but for memoryless mechanisms only and takes
+        reflection coupling, which is far tighter, is for memoryless mechanisms only and takes
         seconds; `"product"`, a product of contraction coefficients, for models that are projected
         at every step; `"dp-accounting"`, for `DPSGD`. `supported_accountants` says which may be
         asked for a mechanism. Or an object of a subclass of `accounting.Accountant` of your own.

@@ -57,7 +57,7 @@ class Subsampled(accountant_base.Accountant):
         if left <= 0:
             raise ValueError(
                 f"delta must be above {_cut(mechanism):g} for DPSGD with {mechanism.steps} steps, "
-                "which is what samples that are too large for their room may cost, "
+                "which is what cutting samples that do not fit may cost, "
                 f"got {delta!r}"
             )
         sampling = _sampling(mechanism)

@@ -67,7 +67,7 @@ class Certificate:
       delta and the counts of steps were fixed without looking at the model (an assumption);
       epsilon, its bounds, mu and total variation follow from them; coverage is the architecture;
       the digest is a function of what is released. `retain_size` is the same in both runs, which
-      use the same retain data, but for DP-SGD, whose reference lacks examples: there it is absent.
+      use the same retain data. The reference of DP-SGD lacks examples, so there it is absent.
       `forget_size` is the request's, which both runs are given. Time and versions are the
       operator's.
     """

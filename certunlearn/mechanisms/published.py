@@ -14,7 +14,7 @@ class PublishedNoise:
     """A formula sigma = unit(steps) * spread(delta) / epsilon, sigma in parameter units.
 
     Attributes:
-      unit: sigma at epsilon = 1, but for what delta contributes, for a number of steps.
+      unit: from a number of steps to sigma at epsilon = 1 and spread = 1.
       spread: what delta contributes.
       delta: the inverse of `spread`.
     """

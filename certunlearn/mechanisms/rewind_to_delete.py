@@ -1,4 +1,4 @@
-"""Rewind-to-delete: back to a checkpoint, and forth again without the forget set."""
+"""Rewind-to-delete: training again from an old checkpoint, without the forget set."""
 
 import dataclasses
 import math

@@ -1,6 +1,6 @@
 """Model state other than parameters: refused, unless the caller says how it is recomputed.
 
-BatchNorm statistics, moving averages and the like are functions of all the data a model ever saw,
+BatchNorm statistics and moving averages are functions of all the data a model ever saw,
 the forget set included. Neither the original training's nor the noisy phase's may leave.
 """
 

@@ -190,8 +190,8 @@ def _noise_scale(
         return accounting.noise_scale(
             mechanism, epsilon=epsilon, delta=delta, accountant=accountant, progress=progress
         )
-    # Refuses at once what could not be certified at the end. Whatever interpolation certifies, the
-    # least of all accountants does; the others' time is saved for the end.
+    # Refuses now what could not be certified at the end. What interpolation certifies, the best of
+    # all accountants certifies too, so the slower ones are not asked yet.
     if accountant is None and accounting.supported_accountants(mechanism)["interpolation"] is None:
         accountant = "interpolation"
     accounting.epsilon(mechanism, noise_scale=noise_scale, delta=delta, accountant=accountant)

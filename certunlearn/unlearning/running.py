@@ -187,7 +187,7 @@ def _stop(prepared: Prepared, step: int) -> None:
         raise KeyboardInterrupt("before any noise: nothing can be released")
     warnings.warn(
         f"interrupted: stopped after {step} of {planned} noisy steps; the certificate is for "
-        "those. That the stop did not depend on the model is for you to vouch.",
+        "those. It holds only if the stop did not depend on the model, which nobody can check.",
         stacklevel=4,
     )
 

@@ -194,7 +194,7 @@ def _table_epsilon(losses: Any, target: float) -> float:
 
 
 def _least(delta_at: Callable[[float], float], target: float, high: float) -> float:
-    """The least epsilon, but for rounding up, at which delta is at most `target`; or `high`."""
+    """The least epsilon, rounded up, at which delta is at most `target`; or `high`."""
     if delta_at(0.0) <= target:
         return 0.0
     if math.isinf(high) or delta_at(high) > target:
