@@ -1,0 +1,40 @@
+# The commands of the house. `make` alone lists them.
+PYTHON ?= python
+
+.PHONY: help setup test slow lint docs bench
+
+help:
+	@echo "make setup   install the package with all that tests need"
+	@echo "make test    tests and doctests, without the slow ones"
+	@echo "make slow    the slow tests"
+	@echo "make lint    ruff, its formatter, mypy"
+	@echo "make docs    every code block of the documentation, and the notebooks"
+	@echo "make bench   one benchmark, quickly; prints the commands of the others"
+
+setup:
+	$(PYTHON) -m pip install -e ".[test]"
+
+test:
+	$(PYTHON) -m pytest -q
+
+slow:
+	$(PYTHON) -m pytest -q -m slow tests
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+docs:
+	$(PYTHON) -m pytest -q -m "slow or not slow" tests/project/test_readme.py tests/project/test_docs.py
+	$(PYTHON) .ci/notebooks.py
+
+bench:
+	mkdir -p build
+	$(PYTHON) benchmarks/transforms.py --rounds 3 --out build/transforms.json
+	@echo "Written to build/. The committed results come from these, which take longer:"
+	@echo "  $(PYTHON) benchmarks/transforms.py"
+	@echo "  $(PYTHON) benchmarks/coupling_grid.py"
+	@echo "  $(PYTHON) benchmarks/coupling_mnist.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
+	@echo "  certunlearn demo --out benchmarks/demo-digits"
+	@echo "  certunlearn demo --dataset mnist --out benchmarks/demo-mnist"
