@@ -217,6 +217,8 @@ def known(value: ScalarOrSchedule | None) -> PerStep:
 
 def _is_number(value: Any) -> bool:
     """Whether it may be one real number: not text, a bool, a complex number or an array of more."""
+    if type(value) in (float, int):  # by far the most, in schedules of many steps
+        return True
     if value is None or isinstance(value, bool | str | bytes | complex | np.ma.MaskedArray):
         return False
     dtype = recognition.dtype_of(value)
@@ -256,6 +258,8 @@ def _numbers(name: str, value: Any, steps: int) -> np.ndarray:
     if isinstance(value, list | tuple):
         if len(value) != steps:
             raise ValueError(f"{length}, got {len(value)} numbers")
+        if all(type(each) is float for each in value):
+            return np.array(value)
         # One by one: NumPy would read a None as NaN, text and bools as numbers.
         for t, each in enumerate(value):
             if _several(each):
