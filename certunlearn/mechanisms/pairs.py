@@ -12,7 +12,11 @@ from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import base, rounding, sentences
-from certunlearn.mechanisms.plain_separations import Separations, compact
+from certunlearn.mechanisms.plain_separations import (
+    Separations,
+    accumulated_noise_scale,
+    compact,
+)
 
 # Share of the distance before a single last noise that is kept in reserve for the rounding of the
 # noiseless steps, unless the mechanism says otherwise: see `mechanisms.rounding`, which refuses
@@ -81,10 +85,7 @@ class PairOfRuns(base.Mechanism):
 
     def total_noise_scale(self, noise_scale: float) -> float | None:
         """Standard deviation of all noise in a last coordinate, each decayed by the later steps."""
-        if np.count_nonzero(self.noisy) == 1:
-            return noise_scale
-        later = np.concatenate([np.cumprod(self.contraction[:0:-1])[::-1], [1.0]])
-        return noise_scale * math.sqrt(float(np.sum(later**2)))
+        return accumulated_noise_scale(self.separations(), noise_scale)
 
 
 class FromBall(PairOfRuns):

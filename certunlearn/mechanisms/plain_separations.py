@@ -144,6 +144,12 @@ class Separations(base.Mechanism):
             *sentences.RUN,
         )
 
+    def total_noise_scale(self, noise_scale: float) -> float | None:
+        """All noise of the simplest method together; None for another."""
+        if self.transform is not None or math.isfinite(self.diameter):
+            return None
+        return accumulated_noise_scale(self, noise_scale)
+
     def first(self, steps: int) -> Self:
         """The separations of the first `steps` steps."""
         steps = checks.steps("steps", steps)
@@ -227,6 +233,18 @@ def with_noise(separations: Separations, noise_scale: PerStep) -> Run:
         np.broadcast_to(np.asarray(separations.shift, np.float64), steps),
         np.where(separations.noisy_steps, np.asarray(noise_scale, np.float64), 0.0),
     )
+
+
+def accumulated_noise_scale(separations: Separations, noise_scale: float) -> float:
+    """Standard deviation of all steps' noise together, where updates do no more than contract.
+
+    >>> nine = Separations(initial_distance=1.0, contraction=1.0, shift=0.1, steps=9)
+    >>> accumulated_noise_scale(nine, 0.5)
+    1.5
+    """
+    noise = with_noise(separations, noise_scale)
+    later = np.concatenate([np.cumprod(noise.contraction[:0:-1])[::-1], [1.0]])
+    return math.sqrt(float(np.sum((later * noise.noise) ** 2)))
 
 
 def compact(values: Any) -> PerStep:
