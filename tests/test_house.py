@@ -140,7 +140,7 @@ def test_a_method_of_ones_own_runs_through_everything(mechanism, tmp_path):
     assert cu.verify(released, params)
 
     result = cu.unlearn(
-        loss, TRAINED, DATA, mechanism, epsilon=1.0, delta=1e-5, batch_size=20, progress=False
+        loss, TRAINED, DATA, mechanism, noise_scale=sigma, delta=1e-5, batch_size=20, progress=False
     )
     path = tmp_path / "certificate.json"
     result.certificate.save(path)

@@ -49,7 +49,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("noise", [0.8, 2.5])
+@pytest.mark.parametrize("noise", [pytest.param(0.8, marks=pytest.mark.slow), 2.5])
 def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):
     m = KINDS[name]
     claim = {"noise_scale": noise, "delta": DELTA}

@@ -174,8 +174,15 @@ def two_runs(stated, starts, gradients, center):
     return distances
 
 
-@pytest.mark.parametrize("reference", ["retrained", "center"])
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    ("reference", "centered"),
+    [
+        ("retrained", True),
+        ("center", False),
+        pytest.param("retrained", False, marks=pytest.mark.slow),
+        pytest.param("center", True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_simplest_method_has_these_separations(reference, centered):
     """Opposite starts and opposite large gradients reach them, and go no farther."""
     center = jnp.array([2.0, -1.0, 0.5]) if centered else None
