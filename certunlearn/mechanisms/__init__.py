@@ -3,7 +3,7 @@
 `Mechanism` is the base of every method, of yours too; `Separations` is a method in plain numbers.
 """
 
-from certunlearn.mechanisms.base import REFERENCES, Mechanism, check
+from certunlearn.mechanisms.base import REFERENCES, Mechanism, PlannedRun, check
 from certunlearn.mechanisms.descent_to_delete import DescentToDelete
 from certunlearn.mechanisms.dp_training import DPSGD
 from certunlearn.mechanisms.gradient_clipping import GradientClipping
@@ -27,6 +27,7 @@ __all__ = [
     "ModelClipping",
     "NoisySgdState",
     "OutputPerturbation",
+    "PlannedRun",
     "ProjectedNoisySGD",
     "PublishedNoise",
     "RewindToDelete",

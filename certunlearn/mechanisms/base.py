@@ -7,7 +7,7 @@ records it. Nobody asks for its type, so a method is one class, here or in a use
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -25,6 +25,24 @@ if TYPE_CHECKING:
     from certunlearn.mechanisms.published import PublishedNoise
 
 REFERENCES = ("retrained", "center")
+
+
+class PlannedRun(NamedTuple):
+    """What a mechanism is asked about a run before it starts.
+
+    Attributes:
+      size: number of examples.
+      batch_size: examples in a batch.
+      per_example: whether each example's gradient is to be clipped.
+      centered: whether a centre was given.
+      finetuned: whether something follows that uses the data.
+    """
+
+    size: int
+    batch_size: int
+    per_example: bool
+    centered: bool
+    finetuned: bool
 
 
 class Mechanism(abc.ABC):
@@ -187,26 +205,16 @@ class Mechanism(abc.ABC):
         found = self.separations()
         return found is None or bool(np.any(found.noisy_steps[:steps]))
 
-    def check_run(
-        self, *, size: int, batch_size: int, per_example: bool, centered: bool, finetuned: bool
-    ) -> None:
+    def check_run(self, run: PlannedRun) -> None:
         """Refuses runs that the method does not allow.
-
-        Args:
-          size: number of examples.
-          batch_size: examples in a batch.
-          per_example: whether each example's gradient is to be clipped.
-          centered: whether a centre was given.
-          finetuned: whether something follows that uses the data.
 
         Raises:
           ValueError: saying what would be right.
         """
-        del size, batch_size, finetuned
         name = type(self).__name__
-        if per_example and self.example_clip_norm() is None:
+        if run.per_example and self.example_clip_norm() is None:
             raise ValueError(f"per_example=True needs a clip norm, which this {name} has not")
-        if centered and not self.uses_center:
+        if run.centered and not self.uses_center:
             raise ValueError(f"center must be None: this {name} projects onto no ball")
 
     def rounding_problem(self, leaves: list[np.ndarray]) -> str | None:

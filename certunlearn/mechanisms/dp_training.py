@@ -152,22 +152,14 @@ class DPSGD(base.Mechanism):
         updates.check_products(self.learning_rate, self.clip_norm)
         return optax.chain(*updates.descent(self.learning_rate))
 
-    def check_run(
-        self, *, size: int, batch_size: int, per_example: bool, centered: bool, finetuned: bool
-    ) -> None:
+    def check_run(self, run: base.PlannedRun) -> None:
         """Also refuses another batch size, and whatever else would use the data."""
-        super().check_run(
-            size=size,
-            batch_size=batch_size,
-            per_example=per_example,
-            centered=centered,
-            finetuned=finetuned,
-        )
-        if batch_size != self.batch_size:
+        super().check_run(run)
+        if run.batch_size != self.batch_size:
             raise ValueError(
-                f"batch_size must be the mechanism's, {self.batch_size}, got {batch_size}"
+                f"batch_size must be the mechanism's, {self.batch_size}, got {run.batch_size}"
             )
-        if finetuned:
+        if run.finetuned:
             raise ValueError(
                 "finetune and recompute_state must be None with DPSGD: its data is all the data, "
                 "of which they would keep a trace; fine-tune on retain data once it is known"

@@ -34,8 +34,9 @@ class Separations(base.Mechanism):
 
         x <- c + contraction_t * (x - c) - clip(g_t, shift_t / 2) + noise_t
 
-    around the centre c: a learning rate is part of the shift. With `transform` it runs that
-    instead, from the parameters as they are, and the separations are the caller's word.
+    around the centre c: a learning rate is part of the shift. With a `diameter`, the noised x is
+    projected onto the ball of half of it around c. With `transform` it runs that instead, from the
+    parameters as they are, and the separations and the diameter are the caller's word.
 
     Args:
       initial_distance: largest distance of the two starts (L2 norm, parameter units), at least 0.
@@ -44,8 +45,8 @@ class Separations(base.Mechanism):
       noisy: `[steps]` bools, whether noise follows the update; None for all.
       assumptions: what the separations rest on, in the user's words: sentences of printable ASCII.
       steps: number of steps; needed only if neither contraction nor shift is a sequence.
-      diameter: largest distance of two points that a step can end at; infinity if nothing limits
-        it.
+      diameter: largest distance of two points that a step can end at, its noise included; infinity
+        if nothing limits it.
       init_noise_scale: standard deviation of noise on the starts, in parameter units.
       memoryless: as for `GradientClipping`.
       reference: `"retrained"` or `"center"`.
@@ -131,7 +132,11 @@ class Separations(base.Mechanism):
     def rests_on(self) -> tuple[str, ...]:
         """The user's assumptions, and what every run rests on."""
         memory = sentences.NO_MEMORY if self.memoryless else sentences.FRESH_STATE
-        rounding = () if self.noisy is None else (sentences.STATED_ROUNDING,)
+        stated = [] if self.noisy is None else [sentences.STATED_ROUNDING]
+        if math.isfinite(self.diameter):
+            stated.append(sentences.stated_diameter(self.diameter))
+        if self.init_noise_scale > 0:
+            stated.append(sentences.stated_start_noise(self.init_noise_scale))
         return (
             sentences.compared(self.reference),
             "The two starts are at most "
@@ -140,7 +145,7 @@ class Separations(base.Mechanism):
             *self.assumptions,
             sentences.CENTER,
             memory,
-            *rounding,
+            *stated,
             *sentences.RUN,
         )
 
@@ -178,6 +183,16 @@ class Separations(base.Mechanism):
         if self.init_noise_scale == 0:
             return started
         return transforms.noise_on_start(started, self.init_noise_scale, key)
+
+    def step_transforms(
+        self, noise: optax.GradientTransformation, center: ArrayTree | None
+    ) -> tuple[optax.GradientTransformation, ...]:
+        """The update and the noise; in the simplest method also the projection."""
+        if self.transform is not None or math.isinf(self.diameter):
+            return super().step_transforms(noise, center)
+        project = transforms.project_onto_ball(self.diameter / 2, center)
+        noised = transforms.noise_then_projection(noise, project)
+        return transforms.zero_nonfinite(), self.update(center), noised
 
     def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
         """The simplest update with these separations, or the given one.

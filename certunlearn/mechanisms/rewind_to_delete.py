@@ -186,22 +186,14 @@ class RewindToDelete(pairs.StepsThenNoise):
         total = self.deletions + checks.positive_int("deletions", deletions)
         return dataclasses.replace(self, deletions=total)
 
-    def check_run(
-        self, *, size: int, batch_size: int, per_example: bool, centered: bool, finetuned: bool
-    ) -> None:
+    def check_run(self, run: base.PlannedRun) -> None:
         """Also refuses batches that are not all of the retained examples."""
-        super().check_run(
-            size=size,
-            batch_size=batch_size,
-            per_example=per_example,
-            centered=centered,
-            finetuned=finetuned,
-        )
+        super().check_run(run)
         least = self.size - self.deletions
-        if not least <= size < self.size or batch_size != size:
+        if not least <= run.size < self.size or run.batch_size != run.size:
             raise ValueError(
                 f"RewindToDelete takes full batches of the {least} or more examples that are left "
-                f"of {self.size}, got {size} examples and batch_size={batch_size}"
+                f"of {self.size}, got {run.size} examples and batch_size={run.batch_size}"
             )
 
     def update(self, center: ArrayTree | None) -> optax.GradientTransformation:

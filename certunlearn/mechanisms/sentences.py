@@ -75,6 +75,22 @@ def compared(reference: str) -> str:
     return f"The guarantee compares the released parameters with {start}."
 
 
+def stated_diameter(diameter: float) -> str:
+    """What a claim rests on that counts a projection."""
+    return (
+        "No step, its noise included, ends at points farther apart than "
+        f"{diameter!r} (L2 norm, parameter units)."
+    )
+
+
+def stated_start_noise(noise_scale: float) -> str:
+    """What a claim rests on that counts noise on the starts."""
+    return (
+        f"The start has Gaussian noise of standard deviation {noise_scale!r} in every coordinate "
+        "(parameter units), independent of all later noise."
+    )
+
+
 def trusted_separations(name: str) -> str:
     """What a certificate takes on trust of a mechanism that certunlearn does not have."""
     return (

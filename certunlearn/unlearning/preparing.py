@@ -13,7 +13,7 @@ from certunlearn._numerics import batches, checks, files, trees
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
-from certunlearn.mechanisms import Mechanism, rounding
+from certunlearn.mechanisms import Mechanism, PlannedRun, rounding
 from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
     compiled_steps,
@@ -94,11 +94,13 @@ def prepare(
     split = _split(given, more.frozen)
     examples = _examples(retain_data, batch_size, mechanism, more)
     mechanism.check_run(
-        size=examples.size,
-        batch_size=examples.batch_size,
-        per_example=examples.per_example,
-        centered=center is not None,
-        finetuned=tuning is not None or more.recompute_state is not None,
+        PlannedRun(
+            size=examples.size,
+            batch_size=examples.batch_size,
+            per_example=examples.per_example,
+            centered=center is not None,
+            finetuned=tuning is not None or more.recompute_state is not None,
+        )
     )
     if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
         raise ValueError("; ".join(problems))

@@ -211,6 +211,33 @@ def test_the_simplest_method_has_these_separations(reference, centered):
     assert nearer[-1] < 0.9 * claimed[-1]
 
 
+def test_a_diameter_is_kept_by_a_projection_after_the_noise():
+    center = jnp.array([2.0, -1.0])
+    steps = {"initial_distance": 1.0, "contraction": [1.0] * 3, "shift": [0.1] * 3}
+    ball = cu.Separations(**steps, diameter=0.5)
+    key = jax.random.key(4)
+    for stated, radius in ((ball, 0.25), (cu.Separations(**steps), np.inf)):
+        tx = cu.noisy_sgd(stated, 5.0, key=key, center=center)
+        params = stated.start(center, center, key)
+        state, farthest = tx.init(params), 0.0
+        for _ in range(3):
+            updates, state = tx.update(jnp.ones(2), state, params)
+            params = optax.apply_updates(params, updates)
+            farthest = max(farthest, float(jnp.linalg.norm(params - center)))
+        assert farthest <= radius * (1 + 1e-6)
+    assert farthest > 1  # without the diameter nothing is projected
+
+
+def test_what_a_claim_counts_is_among_its_assumptions():
+    plain = cu.Separations(**PLAIN)
+    richer = {"noisy": [False, True], "diameter": 0.5, "init_noise_scale": 0.3}
+    for name, value in richer.items():
+        more = set(cu.Separations(**PLAIN, **{name: value}).rests_on()) - set(plain.rests_on())
+        assert len(more) == 1, name
+    assert "0.5" in " ".join(cu.Separations(**PLAIN, diameter=0.5).rests_on())
+    assert "0.3" in " ".join(cu.Separations(**PLAIN, init_noise_scale=0.3).rests_on())
+
+
 def test_starts_that_are_not_apart_are_the_centre():
     stated = cu.Separations(initial_distance=0.0, contraction=[1.0], shift=[0.1])
     center = jnp.array([1.0, 2.0])
