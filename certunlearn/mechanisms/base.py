@@ -134,6 +134,7 @@ class Mechanism(abc.ABC):
         """The mechanism that stops after the first `steps` steps of this one.
 
         Raises:
+          TypeError: if `steps` is no field of the class, which must then define this itself.
           ValueError: if there are not so many.
         """
         steps = checks.steps("steps", steps)
@@ -142,6 +143,8 @@ class Mechanism(abc.ABC):
         if steps == self.steps:
             return self
         values = field_values(self)
+        if "steps" not in values:
+            raise TypeError(f"{type(self).__name__} must define first(steps): steps is no field")
         cut = {
             name: value[:steps]
             for name, value in values.items()

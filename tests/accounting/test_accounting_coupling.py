@@ -125,6 +125,7 @@ def test_merging_costs_but_stays_between():
     assert by_attack(steps, 1e-4) < apart < killed < merged < by_interpolation(steps, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_noise_scale_does_not_depend_on_the_unit_of_length():
     """In a small unit a noise of 1 is of no use, which says nothing of the noise in search."""
     near, far = (game(2.0 * unit, 1.0, 0.5 * unit, 1.0, 3) for unit in (1.0, 1e4))

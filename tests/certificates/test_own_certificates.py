@@ -222,7 +222,8 @@ def test_a_stopped_run_is_certified_for_the_steps_that_were_run():
     assert cu.verify(certificate)
 
 
-@pytest.mark.parametrize("demo", ["digits", pytest.param("mnist", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("demo", ["digits", "mnist"])
 def test_certificates_of_format_2_still_verify(demo):
     folder = BENCHMARKS / f"demo-{demo}"
     old = cu.Certificate.load(folder / "certificate.json")

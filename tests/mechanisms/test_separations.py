@@ -158,6 +158,29 @@ def test_a_class_that_contradicts_itself_is_refused():
         cu.noise_scale("GradientClipping", epsilon=1.0, delta=1e-5)
 
 
+def test_a_class_without_a_field_for_its_steps_cuts_itself():
+    @dataclasses.dataclass(frozen=True)
+    class Twice(cu.Mechanism):
+        half: int = 2
+
+        @property
+        def steps(self):
+            return 2 * self.half
+
+        def separations(self):
+            return cu.Separations(
+                initial_distance=1.0, contraction=1.0, shift=0.1, steps=self.steps
+            )
+
+        def update(self, center):
+            return optax.identity()
+
+    assert Twice().first(4) == Twice()
+    with pytest.raises(TypeError, match=r"Twice must define first\(steps\)"):
+        Twice().first(3)
+    assert cu.epsilon(Twice(), noise_scale=2.0, delta=1e-5, accountant="interpolation") > 0
+
+
 def two_runs(stated, starts, gradients, center):
     """The distances after each step of two runs with the same noise and other gradients."""
     key = cu.split_key(jax.random.key(3)).noise

@@ -38,6 +38,7 @@ def test_every_notebook_stores_what_it_prints(path):
     assert any(ci_notebooks.printed(cell) for cell in cells)
 
 
+@pytest.mark.slow
 def test_a_notebook_with_an_old_output_fails(tmp_path):
     notebook = nbformat.v4.new_notebook()
     cell = nbformat.v4.new_code_cell("print('noise', 1 / 8)")

@@ -36,7 +36,7 @@ def apart(a, b):
     return float(jnp.linalg.norm(ravel_pytree(a)[0] - ravel_pytree(b)[0]))
 
 
-@pytest.mark.parametrize("steps", [1, 5, 500])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 5, 500])
 def test_trainings_stay_within_the_distances(steps):
     with jax.enable_x64(True):
         model, loss, batch = problem()
