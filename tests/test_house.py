@@ -153,7 +153,14 @@ def test_a_method_of_ones_own_runs_through_everything(mechanism, tmp_path):
 
 def test_whoever_lacks_the_class_is_told_what_is_taken_on_trust():
     params = {"w": jnp.zeros(4)}
-    released = cu.certify(OWN, noise_scale=20.0, delta=1e-5, params=params, steps_run=4)
+    released = cu.certify(
+        OWN,
+        noise_scale=20.0,
+        delta=1e-5,
+        params=params,
+        steps_run=4,
+        accountant="interpolation",
+    )
     trust = released.assumptions[-1]
     assert "NormalizedDescent" in trust
     assert "issuer's word" in trust

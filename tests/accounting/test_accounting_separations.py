@@ -49,7 +49,10 @@ KINDS = {
 
 
 # Those that take seconds with the larger noise too.
-LONG = ("growing", "within a ball", "noise at some, within a ball")
+LONG = (
+    *("growing", "growing and shrinking", "a reset", "a reset at the end"),
+    *("within a ball", "noise at some, within a ball"),
+)
 
 
 @pytest.mark.parametrize(

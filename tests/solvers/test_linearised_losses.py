@@ -12,6 +12,8 @@ from certunlearn import convex
 SIZE, DELETIONS, RATE = 30, 4, 1.0
 SIZES = {"size": SIZE, "deletions": DELETIONS}
 
+SLOW = pytest.mark.slow
+
 
 def net(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
@@ -36,7 +38,7 @@ def apart(a, b):
     return float(jnp.linalg.norm(ravel_pytree(a)[0] - ravel_pytree(b)[0]))
 
 
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 5, 500])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=SLOW), pytest.param(5, marks=SLOW), 500])
 def test_trainings_stay_within_the_distances(steps):
     with jax.enable_x64(True):
         model, loss, batch = problem()
