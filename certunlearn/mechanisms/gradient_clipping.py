@@ -8,7 +8,7 @@ from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, published, sentences, updates
+from certunlearn.mechanisms import base, pairs, published, updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,17 +85,6 @@ class GradientClipping(pairs.FromBall):
     def shift(self) -> np.ndarray:
         """float64 `[steps]`: s_t = 2 * learning_rate_t * clip_norm_t, in parameter units."""
         return pairs.clipped_shift(self.steps, self.learning_rate, self.clip_norm)
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What a certificate for this mechanism rests on, in sentences."""
-        return (
-            sentences.compared(self.reference),
-            self.start_sentence,
-            sentences.CENTER,
-            sentences.NO_MEMORY if self.memoryless else sentences.FRESH_STATE,
-            *sentences.RUN,
-        )
 
     def published_noise(self) -> published.PublishedNoise:
         """The formulas of Koloskova et al."""

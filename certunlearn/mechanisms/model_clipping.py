@@ -10,7 +10,7 @@ from chex import ArrayTree
 from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, sentences, updates
+from certunlearn.mechanisms import base, pairs, updates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,17 +106,6 @@ class ModelClipping(pairs.FromBall):
     def attackable(self) -> bool:  # type: ignore[override]
         """Whether attacks are lower bounds: they know nothing of a projection after the noise."""
         return self.clip_norm is None
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What a certificate for this mechanism rests on, in sentences."""
-        return (
-            sentences.compared(self.reference),
-            self.start_sentence,
-            sentences.CENTER,
-            sentences.NO_MEMORY,
-            *sentences.RUN,
-        )
 
     def total_noise_scale(self, noise_scale: float) -> None:
         """Not known: projections change noise."""

@@ -197,7 +197,7 @@ def evidence(state: Any) -> Evidence:
     Raises:
       TypeError: if the state is traced: evidence is of what was run.
       ValueError: if there is no such state, or more than one; if it is one of several under `vmap`;
-        or if its parts do not agree on the number of updates.
+        if nothing in it adds noise; or if its parts do not agree on the number of updates.
 
     >>> from certunlearn.mechanisms import GradientClipping
     >>> m = GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
@@ -215,7 +215,14 @@ def evidence(state: Any) -> Evidence:
     steps = _number(found[0].count)
     zeroed = 0
     is_part = lambda node: isinstance(node, (*_COUNTING, BeforeClipState))  # noqa: E731
-    for part in jax.tree.leaves(found[0].inner_state, is_leaf=is_part):
+    parts = jax.tree.leaves(found[0].inner_state, is_leaf=is_part)
+    # A mechanism of the user's own may put its transforms together without the noise.
+    if not any(isinstance(part, transforms.AddGaussianNoiseState) for part in parts):
+        raise ValueError(
+            "state must be that of steps with noise, got one without: step_transforms of the "
+            "mechanism must use the noise that it is given"
+        )
+    for part in parts:
         if isinstance(part, _COUNTING) and _number(part.count) != steps:
             raise ValueError(
                 "state must be that of one run, got one whose parts disagree on the number of "

@@ -113,6 +113,17 @@ class FromBall(PairOfRuns):
         return f"The run started within {radius!r} of the centre (L2 norm, parameter units)."
 
     @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a certificate for this mechanism rests on, in sentences."""
+        return (
+            sentences.compared(self.reference),
+            self.start_sentence,
+            sentences.CENTER,
+            sentences.NO_MEMORY if self.memoryless else sentences.FRESH_STATE,
+            *sentences.RUN,
+        )
+
+    @property
     def sequence(self) -> str:
         """What holds for the union of deletions after several requests, in words."""
         return sentences.ANY_START

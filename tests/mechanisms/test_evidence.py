@@ -1,5 +1,7 @@
 """What an optimizer state shows of a run, through wrappers, and what it must not show."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import nnx
 from flax.training import train_state
 from transform_helpers import mechanism
 
+import certunlearn as cu
 from certunlearn import mechanisms, transforms
 from certunlearn._numerics import random_keys
 from certunlearn.mechanisms import noisy_optimizer
@@ -172,6 +175,19 @@ def test_parts_that_disagree_are_refused(kind):
     with pytest.raises(ValueError, match="disagree") as error:
         noisy_optimizer.evidence(state._replace(inner_state=changed))
     assert not any(word in str(error.value) for word in secret_words())
+
+
+def test_steps_of_ones_own_that_drop_the_noise_are_no_evidence():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Silent(cu.OutputPerturbation):
+        def step_transforms(self, noise, center):
+            return (self.update(center),)
+
+    tx = cu.noisy_sgd(Silent(init_radius=1.0), 0.1, key=KEY)
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert int(state.count) == 1
+    with pytest.raises(ValueError, match="must be that of steps with noise"):
+        cu.certify(Silent(init_radius=1.0), noise_scale=0.1, delta=1e-5, params=PARAMS, state=state)
 
 
 # ------------------------------------------------------------------------------ no key shown
