@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bound_helpers import MODES, exact_norm
 
 import certunlearn as cu
 from certunlearn import transforms
@@ -232,6 +233,27 @@ def test_the_simplest_method_has_these_separations(reference, centered):
     nearer = two_runs(stated, far, random, center)
     assert all(a <= b * (1 + 1e-5) for a, b in zip(nearer, claimed, strict=True))
     assert nearer[-1] < 0.9 * claimed[-1]
+
+
+@pytest.mark.parametrize("mode", ["eager", "jit", "jit of vmap", "scan", "map"])
+def test_no_update_of_the_simplest_method_is_longer_than_half_its_shift(mode):
+    shifts = [0.3, 0.0, 4e-30, 7.0]
+    tx = cu.Separations(initial_distance=1.0, contraction=1.0, shift=shifts).update(None)
+
+    def four_steps(gradient):
+        state, found = tx.init(gradient), []
+        for _ in shifts:
+            update, state = tx.update(gradient, state, jnp.zeros_like(gradient))
+            found.append(update)
+        return jnp.stack(found)
+
+    rows = np.random.default_rng(0).normal(size=(8, 301)).astype(np.float32)
+    rows *= np.array([[1e-40], [1e-20], [1e-3], [1.0], [1e19], [1e37], [1.0], [1.0]], np.float32)
+    rows[6, 5], rows[7, 9] = np.nan, np.inf
+    norms = [[exact_norm(u) for u in updates] for updates in MODES[mode](four_steps)(rows)]
+    assert np.all(np.array(norms) <= np.array(shifts, np.longdouble) / 2)
+    assert np.min(norms[3][0]) > 0.1499  # aimed at, not only bounded
+    assert not np.any(norms[6:])
 
 
 def test_a_diameter_is_kept_by_a_projection_after_the_noise():
