@@ -1,0 +1,1 @@
+"""What deletion costs, method by method, beside the cheapest retraining."""

@@ -1,0 +1,205 @@
+"""The yardstick: the cheapest retraining to an accuracy, tuned with one budget for every family.
+
+A family is a loss, a solver and a start. Its settings are tried on private training rows; the
+evaluation of held-out private rows decides, never the test set. A family costs what its cheapest
+setting takes to the first evaluation at which it reaches the target.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.deletion import costs, solvers
+from benchmarks.deletion.costs import Cost
+from benchmarks.deletion.features import Rows, Split
+from benchmarks.deletion.solvers import Points, Problem
+
+Setting = dict[str, Any]
+_RATES = {"softmax": (8.0, 16.0, 32.0, 64.0), "squares": (0.25, 0.5, 1.0, 2.0)}
+_BATCHES = (32, 128, 512)
+STARTS = ("zero", "public head", "class sums")
+DAMPING = 1e-4  # of the public curvature
+
+
+class Family(NamedTuple):
+    """One way to retrain, to be tuned."""
+
+    loss: str
+    solver: str
+    start: str
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.loss}, {self.solver}, from {self.start}"
+
+
+class Reached(NamedTuple):
+    """The first evaluation at which an accuracy was reached; costs are infinite if none did.
+
+    Attributes:
+      cost: up to there.
+      seconds: of this one run up to there, evaluations left out.
+      point: the number of evaluations it took.
+      validation: accuracy on held-out private rows there.
+      test: accuracy on the test set there.
+      test_cost: cost of reaching a given accuracy on the *test* set, for comparison.
+    """
+
+    cost: Cost
+    seconds: float
+    point: int
+    validation: float
+    test: float
+    test_cost: Cost
+
+
+NEVER = Cost(math.inf, math.inf)
+
+
+def grid(loss: str, solver: str) -> list[Setting]:
+    """The 24 settings that are tried of every solver."""
+    names: dict[str, tuple[Any, ...]]
+    if solver == "SGD":
+        names = {"batch": _BATCHES, "rate": _RATES[loss], "momentum": (0, 0.9)}
+    elif solver == "averaged SGD":
+        names = {
+            "batch": _BATCHES, "rate": _RATES[loss], "decay": (0, 0.01), "average": (True,)
+        }  # fmt: skip
+    elif solver == "Adam":
+        names = {
+            "batch": _BATCHES, "rate": (0.01, 0.03, 0.1, 0.3), "decay": (0, 0.01), "adam": (True,)
+        }  # fmt: skip
+    elif solver == "SGD in public curvature":
+        scale = 4 if loss == "softmax" else 1
+        rates = tuple(scale * rate for rate in (0.03, 0.1, 0.3, 1.0))
+        names = {"batch": (128, 512, 2048), "rate": rates, "decay": (0, 0.1), "curved": (True,)}
+    elif solver == "L-BFGS":
+        names = {"share": (1, 0.5, 0.25, 0.125), "l2": (0, 1e-5, 1e-4), "memory": (5, 20)}
+    elif solver == "Newton and CG":
+        names = {
+            "share": (1, 0.5, 0.25, 0.125),
+            "l2": (1e-5, 1e-4, 1e-3),
+            "public": (False, True),
+            "inner": (20,) if loss == "squares" else (5,),
+        }
+    else:
+        names = {"share": (1, 0.5, 0.25, 0.125), "l2": (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3)}
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*names.values())]
+
+
+SOLVERS: dict[str, Callable[[Problem, str, Setting], Points]] = {
+    "SGD": solvers.steps,
+    "averaged SGD": solvers.steps,
+    "Adam": solvers.steps,
+    "SGD in public curvature": solvers.steps,
+    "L-BFGS": solvers.lbfgs,
+    "Newton and CG": solvers.newton,
+    "direct": solvers.direct,
+}
+FAMILIES = [
+    Family(loss, solver, start)
+    for loss, solver, start in itertools.product(("softmax", "squares"), SOLVERS, STARTS)
+    if solver != "direct" or (loss, start) == ("squares", "zero")
+]
+
+
+class Public(NamedTuple):
+    """What a retrainer may take from public data, worked out once and for all.
+
+    Attributes:
+      inverse: float32, of the mean of x x^T over the public rows, and `DAMPING`.
+      heads: the public head for each loss.
+    """
+
+    inverse: np.ndarray
+    heads: dict[str, np.ndarray]
+
+
+def public_knowledge(split: Split) -> Public:
+    """The public curvature, and heads for the few public rows with labels of the private task."""
+    x = split.public.x.astype(np.float64)
+    gram = x.T @ x / len(x)
+    inverse = np.linalg.inv(gram + DAMPING * np.eye(len(gram))).astype(np.float32)
+    few = problem_of(split.few, split.classes, None, inverse)
+    heads = {}
+    for loss in ("squares", "softmax"):
+        *_, (heads[loss], _) = solvers.lbfgs(few, loss, {"share": 1, "l2": 1e-3, "memory": 20})
+    return Public(inverse, heads)
+
+
+def problem_of(rows: Rows, classes: int, start: np.ndarray | None, inverse: np.ndarray) -> Problem:
+    """Training on these rows from a start that costs nothing."""
+    return Problem(rows, solvers.one_hot(rows.y, classes), start, costs.NOTHING, inverse)
+
+
+def begin(family: Family, rows: Rows, classes: int, public: Public) -> Problem:
+    """The family's problem; the start by class sums is worked out, and paid for, here."""
+    problem = problem_of(rows, classes, None, public.inverse)
+    if family.start == "public head":
+        return problem._replace(start=public.heads[family.loss])
+    if family.start == "class sums":
+        head, cost = solvers.class_sums(problem)
+        scale = np.float32(solvers.SOFTMAX_SCALE if family.loss == "softmax" else 1)
+        return problem._replace(start=scale * head, spent=cost)
+    return problem
+
+
+def points(family: Family, setting: Setting, problem: Problem) -> Points:
+    """Heads and costs from the start on: what costs nothing but the start comes first."""
+    if problem.start is not None:
+        yield problem.start, problem.spent
+    yield from SOLVERS[family.solver](problem, family.loss, setting)
+
+
+def accuracy(head: np.ndarray, rows: Rows) -> float:
+    """The share of rows whose class has the largest output."""
+    return float(np.mean(np.argmax(rows.x @ head, axis=1) == rows.y))
+
+
+def reach(
+    run: Points, split: Split, target: float, test_target: float, most: float = math.inf
+) -> Reached:
+    """Runs until the accuracy on validation rows is reached, or flops exceed `most`."""
+    found: Reached | None = None
+    test_cost, spent, point = NEVER, 0.0, 0
+    while True:
+        begun = time.perf_counter()
+        head, cost = next(run, (None, NEVER))
+        spent += time.perf_counter() - begun
+        if head is None or cost.flops > most:
+            break
+        point += 1
+        if found is None and (validation := accuracy(head, split.validation)) >= target:
+            test = accuracy(head, split.test)
+            found = Reached(cost, spent, point, validation, test, NEVER)
+        if test_cost == NEVER and accuracy(head, split.test) >= test_target:
+            test_cost = cost
+        if found is not None and (test_cost != NEVER or test_target > 1):
+            break
+    if found is None:
+        return Reached(NEVER, math.inf, 0, math.nan, math.nan, test_cost)
+    return found._replace(test_cost=test_cost)
+
+
+def tune(split: Split, public: Public, target: float) -> dict[Family, tuple[Setting, Reached]]:
+    """Every family's cheapest setting in operations, of those that reach the target at all."""
+    best: dict[Family, tuple[Setting, Reached]] = {}
+    for family in FAMILIES:
+        problem = begin(family, split.train, split.classes, public)
+        for setting in grid(family.loss, family.solver):
+            most = best[family][1].cost.flops if family in best else math.inf
+            found = reach(points(family, setting, problem), split, target, math.inf, most)
+            if found.cost.flops < most:
+                best[family] = setting, found
+    return best
+
+
+def repeated(family: Family, setting: Setting, rows: Rows, classes: int, public: Public,
+             point: int) -> Iterator[Any]:  # fmt: skip
+    """The run up to an evaluation, without evaluating anything: what is timed."""
+    run = points(family, setting, begin(family, rows, classes, public))
+    return itertools.islice(run, point)
