@@ -12,7 +12,7 @@ from certunlearn import accounting
 from certunlearn._numerics import checks, files
 from certunlearn.certificates import claims, covered_leaves, issuing, record_format
 from certunlearn.certificates.record import Certificate, record_digest
-from certunlearn.mechanisms import Mechanism, rounding
+from certunlearn.mechanisms import Mechanism, checked_noise, rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _claim_problems(certificate: Certificate) -> list[str]:
     try:
         planned, _, assumptions = claims.basis_in(certificate)
         run = planned.first(certificate.steps_run)
-        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
+        scale = checked_noise(planned, certificate.noise_scale)
         run_scale = claims.first_steps(scale, certificate.steps_run)
         if certificate.assumptions != list(assumptions):
             return ["the assumptions are not those of the mechanism"]
@@ -193,6 +193,8 @@ def _params_problems(certificate: Certificate, params: ArrayTree) -> list[str]:
 
 def interval(certificate: Certificate) -> str:
     """Where the true epsilon lies, for people."""
+    if claims.basis_in(certificate).planned.exact:
+        return "0: there is nothing of the deleted examples to tell"
     if certificate.epsilon_lower_bound is None:
         return f"at most {certificate.epsilon:.4g} (certified); no lower bound is recorded"
     return (
@@ -202,27 +204,54 @@ def interval(certificate: Certificate) -> str:
 
 
 def _summary(certificate: Certificate) -> str:
-    record, covered = certificate.mechanism, certificate.coverage
-    planned = claims.basis_in(certificate).planned.steps
-    trusted = "" if certificate.separations is None else " (the issuer's own: separations on trust)"
-    noise = np.asarray(certificate.noise_scale)
-    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
-    lines = [
+    planned = claims.basis_in(certificate).planned
+    claim = (
         f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
-        f"{certificate.reference!r}, by the {certificate.accountant} accountant",
-        f"mechanism           {record['name']}{trusted}, {certificate.steps_run} of "
-        f"{planned} steps, then {certificate.finetune_steps} without noise",
-        f"noise scale         {noise_text} (standard deviation, parameter units)",
-        f"true epsilon        {interval(certificate)}",
-        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"{certificate.reference!r}, by the {certificate.accountant} accountant"
+    )
+    covered = certificate.coverage
+    lines = [
+        claim,
+        *(_exact_lines if planned.exact else _noisy_lines)(certificate, planned),
         f"covers              {covered['parameters']} parameters in {covered['leaves']} leaves "
         f"({', '.join(map(str, covered['dtypes']))}); frozen: {covered['frozen_parameters']}",
         f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
-        f"steps known by      {certificate.evidence}",
-        f"noise key           {certificate.key_source}",
+    ]
+    if not planned.exact:
+        lines += [
+            f"steps known by      {certificate.evidence}",
+            f"noise key           {certificate.key_source}",
+        ]
+    lines += [
         f"created             {certificate.created}",
         f"parameters SHA-256  {certificate.params_digest}",
-        "It holds provided that:",
-        *(f"  - {sentence}" for sentence in certificate.assumptions),
     ]
+    if certificate.sums_digest is not None:
+        lines.append(f"sums SHA-256        {certificate.sums_digest}")
+    lines += ["It holds provided that:", *(f"  - {each}" for each in certificate.assumptions)]
     return "\n".join(lines)
+
+
+def _exact_lines(certificate: Certificate, planned: Mechanism) -> list[str]:
+    """What was run without noise, and why nothing is left."""
+    name, steps = certificate.mechanism["name"], certificate.finetune_steps
+    trained = f", {steps} steps" if steps else ""
+    return [
+        f"mechanism           {name}{trained}, no noise",
+        f"exact               {planned.why_exact}",
+    ]
+
+
+def _noisy_lines(certificate: Certificate, planned: Mechanism) -> list[str]:
+    """What was run with noise, and what that leaves."""
+    name = certificate.mechanism["name"]
+    trusted = "" if certificate.separations is None else " (the issuer's own: separations on trust)"
+    noise = np.asarray(certificate.noise_scale)
+    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
+    return [
+        f"mechanism           {name}{trusted}, {certificate.steps_run} of "
+        f"{planned.steps} steps, then {certificate.finetune_steps} without noise",
+        f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"true epsilon        {interval(certificate)}",
+        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+    ]
