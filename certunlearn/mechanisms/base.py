@@ -238,6 +238,11 @@ class Mechanism(abc.ABC):
         if run.centered and not self.uses_center:
             raise ValueError(f"center must be None: this {name} projects onto no ball")
 
+    def loss_problem(self, strong_convexity: float) -> str | None:
+        """Why a loss of this strong convexity is not what the separations rest on, or None."""
+        del strong_convexity
+        return None
+
     def rounding_problem(self, leaves: list[np.ndarray]) -> str | None:
         """Why the rounding of parameters like these breaks the separations, or None."""
         del leaves

@@ -149,6 +149,15 @@ class PerturbedMinimizer(pairs.LastNoisy):
         """Zero whatever the gradient is, and noise."""
         return self.update(center), noise
 
+    def loss_problem(self, strong_convexity: float) -> str | None:
+        """Whether the loss is less convex than what the distance rests on."""
+        if strong_convexity >= self.strong_convexity:
+            return None
+        return (
+            f"strong_convexity must be at most the loss's, {strong_convexity!r}, got "
+            f"{self.strong_convexity!r}: points of a small gradient could be farther apart"
+        )
+
     def check_run(self, run: base.PlannedRun) -> None:
         """Also refuses batches of a part of the data where nothing takes them."""
         if run.centered:
