@@ -1,0 +1,1 @@
+"""Exact sums over examples: what exact unlearning subtracts from."""
