@@ -1,1 +1,27 @@
-"""Exact sums over examples: what exact unlearning subtracts from."""
+"""Exact sums over examples, from which an example is removed without a trace."""
+
+from certunlearn.sums.fixed_point import Settings
+from certunlearn.sums.statistics import (
+    Statistics,
+    add,
+    collect,
+    digest,
+    empty,
+    merge,
+    remove,
+    sums_of,
+)
+from certunlearn.sums.wide_integers import WideIntegers
+
+__all__ = [
+    "Settings",
+    "Statistics",
+    "WideIntegers",
+    "add",
+    "collect",
+    "digest",
+    "empty",
+    "merge",
+    "remove",
+    "sums_of",
+]

@@ -177,7 +177,8 @@ class Settings:
         long = (largest > self.feature_norm) & ~unusable
         if long.any():
             x[long] = np.ldexp(x[long], -_halvings(largest[long], self.feature_norm)[:, None])
-        q = np.rint(np.ldexp(x, -self.feature_exponent, out=x), out=x)
+        x *= math.ldexp(1.0, -self.feature_exponent)
+        q = np.rint(x, out=x)
         squares = np.einsum("ij,ij->i", q, q)
         bound = self.norm_in_units
         long |= squares > bound**2
