@@ -1,5 +1,6 @@
 """Products of blocks of whole-number rows on an accelerator: 8-bit factors, 32-bit sums."""
 
+import functools
 import itertools
 
 import jax
@@ -44,12 +45,13 @@ def _products(settings: Settings, rows: np.ndarray, targets: np.ndarray) -> Prod
     padded = np.zeros((BLOCK_ROWS, rows.shape[1]), np.int32)
     padded[: len(rows)] = rows  # one shape, so that one program is compiled; zeros add nothing
     if settings.classes is None:
-        other = np.zeros((_TARGET_DIGITS, BLOCK_ROWS, settings.columns), np.int8)
-        other[:, : len(rows)] = _target_digits(targets)
+        parts = np.zeros((_TARGET_DIGITS, BLOCK_ROWS, settings.columns), np.int8)
+        parts[:, : len(rows)] = _target_digits(targets)
     else:
-        other = np.full(BLOCK_ROWS, -1, np.int32)  # no class
-        other[: len(rows)] = targets
-    squares, mixed = jax.device_get(_digit_products(settings.classes, padded, other))
+        labels = np.full(BLOCK_ROWS, -1, np.int32)  # no class
+        labels[: len(rows)] = targets
+        parts = _one_hot(settings.classes, labels)
+    squares, mixed = jax.device_get(_digit_products(padded, parts))
     gram = np.zeros((rows.shape[1],) * 2, np.int64)
     for (i, j), part in zip(_pairs(), squares, strict=True):
         scaled = part.astype(np.int64) << (DIGIT_BITS * (i + j))
@@ -68,19 +70,20 @@ def _pairs() -> list[tuple[int, int]]:
     return list(itertools.combinations_with_replacement(range(_FEATURE_DIGITS), 2))
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _one_hot(classes: int, labels: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(labels, classes, dtype=jnp.int8)[None]
+
+
+@jax.jit
 def _digit_products(
-    classes: int | None, rows: jax.Array, targets: jax.Array
+    rows: jax.Array, parts: jax.Array
 ) -> tuple[list[jax.Array], list[list[jax.Array]]]:
     digits = []
     for _ in range(_FEATURE_DIGITS):
         digit = (rows + _BASE // 2) % _BASE - _BASE // 2  # `%` takes the divisor's sign
         digits.append(digit.astype(jnp.int8))
         rows = (rows - digit) // _BASE
-    if classes is None:
-        parts = list(targets)
-    else:
-        parts = [jax.nn.one_hot(targets, classes, dtype=jnp.int8)]
     squares = [_product(digits[i], digits[j]) for i, j in _pairs()]
     return squares, [[_product(digit, part) for digit in digits] for part in parts]
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,18 @@ from chex import ArrayTree
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import batches, checks, recognition
+from certunlearn.sums.fixed_point import on_host
 
 Batch = tuple[ArrayTree, ArrayLike]
 # Features (or a network's inputs), or a stream of (features, targets).
-Features = ArrayTree | Iterable[Batch]
+Features: TypeAlias = ArrayTree | Iterable[Batch]
 # A public network: inputs of one row, `[1, ...]`, to its features `[1, d]`.
 ApplyFn = Callable[[ArrayTree], jax.Array]
 
 
 def feature_batches(
     features: Features, targets: ArrayLike | None, apply_fn: ApplyFn | None, batch_size: int
-) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Features and targets, batch by batch.
 
     Raises:
@@ -30,10 +32,7 @@ def feature_batches(
     batch_size = checks.positive_int("batch_size", batch_size)
     if apply_fn is not None and not callable(apply_fn):
         raise TypeError(f"apply_fn must be a function or None, got {checks.shown(apply_fn)}")
-    if targets is None:
-        stream = _pairs(features)
-    else:
-        stream = iter([(features, targets)])
+    stream = _pairs(features) if targets is None else iter([(features, targets)])
     return _batches(stream, apply_fn, batch_size)
 
 
@@ -52,14 +51,14 @@ def _pair(wrong: str, batch: object) -> Batch:
 
 def _batches(
     stream: Iterator[Batch], apply_fn: ApplyFn | None, batch_size: int
-) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for features, given in stream:
-        targets = checks.numbers("targets", given)
-        if np.ndim(targets) == 0:
+        targets = on_host("targets", given)
+        if targets.ndim == 0:
             raise ValueError("targets must be of shape [n] or [n, outputs], got one number")
         if apply_fn is None:
-            rows = checks.numbers("features", features)
-            size = len(rows) if np.ndim(rows) else 0
+            rows = on_host("features", features)
+            size = len(rows) if rows.ndim else 0
         else:
             size = batches.data_size(features, "features")
         if size != len(targets):
@@ -116,7 +115,6 @@ def _one_by_one(apply_fn: ApplyFn, inputs: ArrayTree, size: jax.Array) -> jax.Ar
             f"{checks.shown(shape)}"
         )
     block = jax.tree.leaves(inputs)[0].shape[0]
-    # The function itself may not be compiled anew with what surrounds it: see the loop's body.
     features = jnp.zeros((block, shape.shape[1]), shape.dtype)
     return jax.lax.fori_loop(
         0, size, lambda i, out: jax.lax.dynamic_update_slice_in_dim(out, one(i), i, 0), features

@@ -40,6 +40,7 @@ class RowIndex:
     counts: np.ndarray
 
     def __post_init__(self) -> None:
+        """Checks the arrays, and makes them read-only."""
         arrays = (("high", np.uint64), ("low", np.uint64), ("counts", np.int64))
         for name, dtype in arrays:
             array = getattr(self, name)
@@ -83,7 +84,7 @@ class RowIndex:
         parts = (rows.astype("<i4", copy=False), targets.reshape(len(rows), -1).astype("<i8"))
         # A row's bytes lie together; all rows have the same number of them.
         together = np.hstack([np.ascontiguousarray(part).view(np.uint8) for part in parts])
-        length, whole = together.shape[1], memoryview(together.reshape(-1))
+        length, whole = together.shape[1], together.reshape(-1).data
         fresh = hashlib.blake2b(key=self.salt, digest_size=_DIGEST_BYTES)
         found = bytearray()
         for start in range(0, len(whole), length):
