@@ -10,9 +10,17 @@ from chex import ArrayTree
 
 from certunlearn import accounting
 from certunlearn._numerics import checks, files
-from certunlearn.certificates import claims, covered_leaves, issuing, record_format
+from certunlearn.certificates import (
+    claims,
+    covered_leaves,
+    head_claims,
+    issuing,
+    record_format,
+)
 from certunlearn.certificates.record import Certificate, record_digest
 from certunlearn.mechanisms import Mechanism, checked_noise, rounding
+from certunlearn.sums.kept import Kept
+from certunlearn.sums.statistics import Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,7 @@ def verify(
     params: ArrayTree | None = None,
     *,
     mechanisms: Sequence[type[Mechanism]] = (),
+    stats: Statistics | Kept | None = None,
 ) -> Verification:
     """Derives a certificate's claim again from what it records.
 
@@ -54,19 +63,22 @@ def verify(
       mechanisms: classes of your own. If the certificate is for one of them, by its name, the
         recorded separations must be what that class states for the recorded fields. Without it
         they are taken on trust, which the certificate's assumptions and the summary say.
+      stats: of a head of integer sums: the sums. Settings and digest must be the recorded ones, and
+        the head is computed from them again.
 
     Returns:
       A `Verification`: test it like a boolean; `problems` says what is wrong. Its texts are lines
       of printable ASCII, whatever the record or the parameters hold.
 
     Raises:
-      TypeError: if `certificate` is not a `Certificate`.
+      TypeError: if `certificate` is not a `Certificate`, or `stats` are no sums.
       ModuleNotFoundError: if the claim is by dp-accounting and that package is missing.
 
     Guarantee:
       A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
       delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
-      the certificate was issued for. It cannot tell whether the issuer told the truth; who that is
+      the certificate was issued for; given `stats`, that these are the head of these sums, bit for
+      bit. It cannot tell whether the issuer told the truth; who that is
       a signature tells (`certificates.signing`). Only the package's accountants are asked.
     """
     if not isinstance(certificate, Certificate):
@@ -77,6 +89,13 @@ def verify(
         problems = _params_problems(certificate, params)
     problems = problems or _class_problems(certificate, mechanisms)
     problems = problems or _claim_problems(certificate)
+    if not problems and stats is not None:
+        problems = head_claims.stats_problems(certificate, stats)
+    return outcome(certificate, problems)
+
+
+def outcome(certificate: Certificate, problems: list[str]) -> Verification:
+    """The outcome of a check that found these problems."""
     shown = tuple(record_format.printable(text, 1_000) for text in problems)
     # Of one that fails nothing is shown that it says of itself.
     summary = f"not verified: {shown[0]}" if shown else _summary(certificate)
@@ -193,8 +212,6 @@ def _params_problems(certificate: Certificate, params: ArrayTree) -> list[str]:
 
 def interval(certificate: Certificate) -> str:
     """Where the true epsilon lies, for people."""
-    if claims.basis_in(certificate).planned.exact:
-        return "0: there is nothing of the deleted examples to tell"
     if certificate.epsilon_lower_bound is None:
         return f"at most {certificate.epsilon:.4g} (certified); no lower bound is recorded"
     return (

@@ -53,8 +53,8 @@ class PrivateHistory:
     parameters alone; publishing any of this voids it.
 
     Attributes:
-      losses: float32 `[steps run now]`, batch loss before each noisy step; empty where the objective
-        was minimised instead.
+      losses: float32 `[steps run now]`, batch loss before each noisy step; empty where the
+        objective was minimised instead.
       clip_fractions: float32, likewise: fraction of the gradients that were clipped: 0 or 1 where
         batch gradients are clipped, in between where each example's is.
       nonfinite: number of gradients (of batches or of examples) that were not finite and were

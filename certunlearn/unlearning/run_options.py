@@ -78,9 +78,9 @@ class Options:
       evaluate: `evaluate(params) -> value`, called outside the compiled steps with the parameters
         at step 0, every `evaluate_every` steps and at the end of each phase. Private.
       evaluate_every: how often, in steps.
-      solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way to
-        a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
-        within `jax.enable_x64()`. None is `solvers.minimize`.
+      solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
+        to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
+        within `jax.enable_x64(True)`. None is `solvers.minimize`.
 
     Raises:
       TypeError: if an argument is not of the right kind.
@@ -108,9 +108,7 @@ class Options:
             "recompute_state", self.recompute_state, "f(params, retain_data) -> state", True
         )
         inputs.function("evaluate", self.evaluate, "f(params) -> value", True)
-        inputs.function(
-            "solver", self.solver, "f(loss, params, data, tolerance) -> params", True
-        )
+        inputs.function("solver", self.solver, "f(loss, params, data, tolerance) -> params", True)
         if self.before_clip is not None:
             inputs.transform("before_clip", self.before_clip)
         if self.resume is not None and not isinstance(self.resume, UnlearningState):
