@@ -29,6 +29,7 @@ ROOMS = (
     "transforms",
     "mechanisms",
     "accounting",
+    "sums",
     "models",
     "solvers",
     "certificates",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from certunlearn._numerics import checks, norms, parallel
+from certunlearn._numerics import checks, norms
 
 # What the proofs of exactness are for; `Settings` refuses more.
 MOST_BITS = 20
@@ -55,9 +57,10 @@ class Settings:
     classes: int | None = None
     target_norm: float = 1024.0
     outputs: int | None = None
-    class_weights: tuple[int, ...] | None = None
+    class_weights: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        """Checks the numbers, and makes them Python's own."""
         for name in ("feature_norm", "target_norm"):
             norms.check_norm(name, getattr(self, name))
             object.__setattr__(self, name, checks.positive(name, getattr(self, name)))
@@ -83,7 +86,7 @@ class Settings:
         if self.classes is None:
             raise ValueError(f"{rule}; targets that are no labels have none: leave it None")
         try:
-            weights = tuple(self.class_weights or ())
+            weights = tuple(self.class_weights)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(f"{rule}, got {checks.shown(self.class_weights)}") from error
         if len(weights) != self.classes:
@@ -156,13 +159,11 @@ class Settings:
           TypeError: if they are no real numbers.
           ValueError: if the shape is another.
         """
-        array = checks.numbers("features", features)
-        parallel.check_whole("features", array)
-        if np.ndim(array) != 2 or array.shape[1] != self.num_features:
+        array = on_host("features", features)
+        if array.ndim != 2 or array.shape[1] != self.num_features:
             raise ValueError(
-                f"features must be of shape [n, {self.num_features}], got {np.shape(array)}"
+                f"features must be of shape [n, {self.num_features}], got {array.shape}"
             )
-        array = np.asarray(array)
         rows = np.empty(array.shape, np.int32)
         for start in range(0, len(array), _PIECE):
             piece = slice(start, start + _PIECE)
@@ -177,7 +178,8 @@ class Settings:
         long = (largest > self.feature_norm) & ~unusable
         if long.any():
             x[long] = np.ldexp(x[long], -_halvings(largest[long], self.feature_norm)[:, None])
-        q = np.rint(np.ldexp(x, -self.feature_exponent, out=x), out=x)
+        x *= math.ldexp(1.0, -self.feature_exponent)
+        q = np.rint(x, out=x)
         squares = np.einsum("ij,ij->i", q, q)
         bound = self.norm_in_units
         long |= squares > bound**2
@@ -203,9 +205,7 @@ class Settings:
           ValueError: if the shape is another, or a target is out of range, naming the first such
             row.
         """
-        array = checks.numbers("targets", targets)
-        parallel.check_whole("targets", array)
-        array = np.asarray(array)
+        array = on_host("targets", targets)
         wanted = (self.outputs,) if self.outputs else ()
         if array.ndim != 1 + len(wanted) or array.shape[1:] != wanted:
             shape = f"[n, {self.outputs}]" if wanted else "[n]"
@@ -233,6 +233,21 @@ class Settings:
         if self.class_weights is None:
             return None
         return np.asarray(self.class_weights, np.int64)[targets]
+
+
+def on_host(name: str, value: ArrayLike) -> np.ndarray:
+    """An array of real numbers as NumPy's, in its own dtype.
+
+    Raises:
+      TypeError: if it is none, or one that JAX is tracing.
+    """
+    array = checks.numbers(name, value)
+    if isinstance(array, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be numbers, not an array that JAX is tracing: exact sums are made on the "
+            "host, outside jit, vmap and shard_map"
+        )
+    return np.asarray(array)
 
 
 def _within(name: str, value: object, least: int, most: int) -> None:

@@ -38,6 +38,7 @@ class WideIntegers:
     low: np.ndarray
 
     def __post_init__(self) -> None:
+        """Checks the words, and makes them read-only."""
         if self.high.dtype != np.int64 or self.low.dtype != np.int64:
             raise ValueError(
                 f"high and low must be int64, got {self.high.dtype} and {self.low.dtype}"
@@ -133,7 +134,7 @@ class WideIntegers:
             raise ValueError(f"bits must be from 2 to {WORD_BITS}, got {bits}")
         base = 2**bits
         high, low = self.high, self.low
-        found = []
+        found: list[np.ndarray] = []
         while not found or high.any() or low.any():
             digit = low & (base - 1)
             digit = digit - base * (digit >= base // 2)
@@ -169,7 +170,7 @@ class WideIntegers:
         for piece in _pieces(flat.size):
             part = flat[piece] if sign > 0 else -flat[piece]
             if shift >= WORD_BITS:
-                part_high, part_low = part << (shift - WORD_BITS), np.int64(0)
+                part_high, part_low = part << (shift - WORD_BITS), np.zeros_like(part)
             else:
                 part_high = part >> (WORD_BITS - shift)
                 part_low = (part & (2 ** (WORD_BITS - shift) - 1)) << shift
