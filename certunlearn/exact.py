@@ -15,6 +15,8 @@ from certunlearn.certificates.verification import verify
 from certunlearn.sums.collecting import collect, empty, merge
 from certunlearn.sums.heads import Head, LinearDiscriminants, Recipe, lda, ridge
 from certunlearn.sums.kept import Kept, add, keep, remove
+from certunlearn.sums.saving import load, save
+from certunlearn.sums.scaling import Standardization, standardization
 from certunlearn.sums.statistics import Statistics, digest
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Kept",
     "LinearDiscriminants",
     "Recipe",
+    "Standardization",
     "Statistics",
     "add",
     "certify",
@@ -30,9 +33,12 @@ __all__ = [
     "empty",
     "keep",
     "lda",
+    "load",
     "merge",
     "remove",
     "replay",
     "ridge",
+    "save",
+    "standardization",
     "verify",
 ]

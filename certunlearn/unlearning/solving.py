@@ -129,10 +129,11 @@ def _on_host(tree: Any) -> Any:
 
 
 def _check_like(found: Any, params: ArrayTree) -> None:
-    if jax.tree.structure(found) != jax.tree.structure(params):
+    wanted: Any = jax.tree.structure(params)
+    if jax.tree.structure(found) != wanted:
         raise ValueError(
-            f"solver must return parameters structured like params, "
-            f"{jax.tree.structure(params)}, got {jax.tree.structure(found)}"
+            f"solver must return parameters structured like params, {wanted}, got "
+            f"{jax.tree.structure(found)}"
         )
     shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (params, found)]
     if shapes[0] != shapes[1]:
