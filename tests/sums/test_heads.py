@@ -113,7 +113,9 @@ def test_biases_of_lda_are_rounded_from_sixty_digits():
         sums = rows[labels == c].sum(0)
         mean = [Fraction(int((2 * s + count) // (2 * count))) for s in sums]
         unit = Fraction(stats.settings.feature_unit)
-        product = sum(m * unit * Fraction(float(w)) for m, w in zip(mean, found.weights[:, c], strict=True))
+        product = sum(
+            m * unit * Fraction(float(w)) for m, w in zip(mean, found.weights[:, c], strict=True)
+        )
         share = (Decimal(count) / Decimal(50)).ln()
         expected = -Decimal(product.numerator) / Decimal(product.denominator) / 2 + share
         assert abs(Decimal(float(found.bias[c])) - expected) <= Decimal(2) ** -24 * abs(expected)
@@ -151,7 +153,9 @@ def test_every_route_gives_the_bits_of_retraining(k, kind):
         chain = exact.remove(chain, features[row : row + 1], targets[row : row + 1])
         chain_head = exact.ridge(chain)
     same(chain_head, expected)
-    back = exact.add(exact.remove(kept, features[gone], targets[gone]), features[gone], targets[gone])
+    back = exact.add(
+        exact.remove(kept, features[gone], targets[gone]), features[gone], targets[gone]
+    )
     same(exact.ridge(back), exact.ridge(stats, 1e-3))
 
 
@@ -205,25 +209,35 @@ def test_features_that_never_occur_have_weight_zero():
     assert not bits_of(exact.ridge(kept))[2].any()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_bits_do_not_depend_on_the_threads_of_the_library(threads, tmp_path):
+# What every machine must find.
+PINNED = "582bbcf48a51af052b0ded1d5a18a6086911aca7d308c084fe50d1dbc3c2f58c"
+
+
+# Other numbers of threads and other processors' routines add up in other orders.
+MACHINES = {
+    "one thread": {"OPENBLAS_NUM_THREADS": "1"},
+    "two threads": {"OPENBLAS_NUM_THREADS": "2"},
+    "an old processor": {"OPENBLAS_CORETYPE": "Prescott"},
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_bits_do_not_depend_on_the_machine(machine):
     script = (
         "import numpy as np; from certunlearn import exact\n"
         "rng = np.random.default_rng(0)\n"
-        "x, y = rng.normal(size=(3000, 150)) / 9, rng.integers(0, 5, 3000)\n"
+        "x, y = rng.integers(-99, 100, (3000, 150)) / 999, rng.integers(0, 5, 3000)\n"
         "kept = exact.keep(exact.collect(x, y, classes=5), 1e-4)\n"
         "kept = exact.remove(kept, x[:9], y[:9])\n"
         "head = exact.ridge(kept)\n"
         "assert head.tobytes() == exact.ridge(kept.statistics, 1e-4).tobytes()\n"
         "import hashlib; print(hashlib.sha256(head.tobytes()).hexdigest())\n"
     )
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | MACHINES[machine]
     run = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == (
-        "0" * 64
-    )
+    assert run.stdout.strip() == PINNED
 
 
 # ------------------------------------------------------------------------------ bad input
@@ -236,9 +250,9 @@ def test_bad_arguments_are_named():
         exact.ridge(stats, 1e-12)
     with pytest.raises(ValueError, match="l2 must be positive"):
         exact.ridge(stats, 0.0)
-    with pytest.raises(ValueError, match="l2 must be 0.001, as keep got it"):
+    with pytest.raises(ValueError, match="l2 must be .* as keep got it"):
         exact.ridge(exact.keep(stats, 1e-3), 1e-2)
-    with pytest.raises(TypeError, match="stats must be exact.Statistics"):
+    with pytest.raises(TypeError, match="stats must be exact"):
         exact.ridge(features)
     with pytest.raises(ValueError, match="at least one row"):
         exact.ridge(exact.remove(stats, features, labels))
