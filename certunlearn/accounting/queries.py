@@ -283,7 +283,8 @@ def unaffordable_reason(
     'accountant must be another than coupling where interpolation gives mu above 20, got mu = ...'
     """
     scale = checked_noise(mechanism, noise_scale)
-    return _resolved(accountant).unaffordable_reason(mechanism, scale)
+    chosen = _resolved(accountant)
+    return None if mechanism.exact else chosen.unaffordable_reason(mechanism, scale)
 
 
 def _resolved(accountant: str | Accountant) -> Accountant:

@@ -198,7 +198,7 @@ def _solver(
 
     def solve(trainable: ArrayTree) -> solving.Solved:
         loss: Any = loss_fn  # a ConvexLoss, as has been checked
-        return solving.solve(mechanism, loss, split.merge(trainable), wide, more.solver)
+        return solving.solve(mechanism, loss, split.merge(trainable), wide, more)
 
     return solve
 

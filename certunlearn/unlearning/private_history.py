@@ -83,7 +83,7 @@ class PrivateHistory:
     state: UnlearningState | None
     before_noise: ArrayTree | None = None
     gradient_norm: float | None = None
-    passes: float | None = None
+    passes: int | None = None
 
     def __repr__(self) -> str:
         """How many steps there were, and nothing that is secret."""

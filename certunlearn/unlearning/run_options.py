@@ -81,6 +81,9 @@ class Options:
       solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
         to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
         within `jax.enable_x64(True)`. None is `solvers.minimize`.
+      gradient_allowance: for `PerturbedMinimizer` with the loss of a linearised network:
+        `allowance` of `solvers.minimize`, what rounding may hide of its gradient. The certificate
+        rests on it.
 
     Raises:
       TypeError: if an argument is not of the right kind.
@@ -101,6 +104,7 @@ class Options:
     evaluate: Callable[[Any], Any] | None = None
     evaluate_every: int = 10
     solver: Callable[[Any, Any, Any, float], Any] | None = None
+    gradient_allowance: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the mechanism, the parameters and the data."""
@@ -127,6 +131,9 @@ class Options:
         ):
             if value is not None:
                 checked[name] = checks.positive_int(name, value)
+        if self.gradient_allowance is not None:
+            allowance = checks.positive("gradient_allowance", self.gradient_allowance)
+            object.__setattr__(self, "gradient_allowance", allowance)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +12,9 @@ from chex import ArrayTree
 from certunlearn import solvers
 from certunlearn.mechanisms import Mechanism
 from certunlearn.models.loss import ConvexLoss
+from certunlearn.solvers import data_passes, kept_factors
 from certunlearn.unlearning import inputs
 from certunlearn.unlearning.run_options import Options
-
-# Newton's method factors a matrix of so many rows and columns at most; beyond, L-BFGS.
-_MOST_FACTORED = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -32,7 +29,7 @@ class Solved:
 
     params: ArrayTree
     gradient_norm: float
-    passes: float | None
+    passes: int | None
 
     def __repr__(self) -> str:
         """Nothing that is secret."""
@@ -54,8 +51,10 @@ def check(mechanism: Mechanism, loss_fn: object, more: Options) -> None:
     """
     name = type(mechanism).__name__
     if mechanism.solve_to is None:
-        if more.solver is not None:
-            raise ValueError(f"solver must be None for {name}, which solves nothing")
+        if more.solver is not None or more.gradient_allowance is not None:
+            raise ValueError(
+                f"solver and gradient_allowance must be None for {name}, which solves nothing"
+            )
         return
     if not isinstance(loss_fn, ConvexLoss):
         raise TypeError(
@@ -77,7 +76,7 @@ def solve(
     loss: ConvexLoss,
     params: ArrayTree,
     data: Any,
-    solver: Callable[..., Any] | None,
+    more: Options,
 ) -> Solved:
     """Minimises the objective to the mechanism's tolerance, and verifies that it is reached.
 
@@ -86,7 +85,7 @@ def solve(
       loss: the objective.
       params: where to start; float64.
       data: all retain data.
-      solver: `Options.solver`.
+      more: its `solver` and `gradient_allowance`.
 
     Raises:
       TypeError: if the solver returns no real numbers.
@@ -94,15 +93,20 @@ def solve(
     """
     tolerance = mechanism.solve_to
     assert tolerance is not None
-    if solver is None:
-        size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-        method = "newton" if size <= _MOST_FACTORED else "lbfgs"
-        found = solvers.minimize(loss, params, data, tolerance=tolerance, method=method)
-        point, norm, passes = _on_host(found.params), found.gradient_norm, found.passes
+    if more.solver is None:
+        found = solvers.minimize(
+            loss,
+            _on_host(params),
+            data,
+            tolerance=tolerance,
+            method=_method(loss, params),
+            allowance=more.gradient_allowance,
+        )
+        point, norm, passes = found.params, found.gradient_norm, found.passes
     else:
-        point = _on_host(solver(loss, params, data, tolerance))
+        point, passes = _on_host(more.solver(loss, params, data, tolerance)), None
         _check_like(point, params)
-        norm, passes = solvers.gradient_norm(loss, point, data), None
+        norm = _verified_norm(loss, point, data, more.gradient_allowance)
     if not norm <= tolerance:  # NaN, too
         raise ValueError(
             f"solver must reach a gradient norm of {tolerance!r}, got a verified bound of "
@@ -124,8 +128,23 @@ def as_released(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
     )
 
 
+def _method(loss: ConvexLoss, params: ArrayTree) -> str:
+    """Newton's, unless its factor would be too large."""
+    try:
+        kept_factors.is_by_output(loss, sum(np.size(leaf) for leaf in jax.tree.leaves(params)))
+    except ValueError:
+        return "lbfgs"
+    return "newton"
+
+
+def _verified_norm(loss: ConvexLoss, point: ArrayTree, data: Any, allowance: float | None) -> float:
+    """An upper bound on the exact gradient norm, in one pass that trusts nobody."""
+    aim = data_passes.objective(loss, point, data, allowance)
+    return aim.at(data_passes.flatten(point), check=True).bound
+
+
 def _on_host(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+    return jax.tree.map(lambda leaf: np.array(leaf, np.float64), tree)
 
 
 def _check_like(found: Any, params: ArrayTree) -> None:

@@ -95,7 +95,7 @@ NOTHING = (np.zeros((2, MANY)), np.zeros(2))
 
 
 def is_normal(draws, scale):
-    """Whether the numbers are N(0, scale^2), by mean, variance and tails; wrong with chance 1e-6."""
+    """Whether numbers are N(0, scale^2), by mean, variance and tails; wrong with chance 1e-6."""
     z = np.asarray(draws, np.float64) / scale
     n, five = z.size, 5.0
     return (
@@ -108,12 +108,12 @@ def is_normal(draws, scale):
 @pytest.mark.parametrize("reference", ["minimizer", "retrained"])
 def test_the_released_parameters_have_the_certified_noise(reference):
     # The minimiser of a ridge regression on zeros is 0: what is released is the noise.
-    mechanism = cu.PerturbedMinimizer(
-        gradient_norm=1e-3, strong_convexity=L2, reference=reference
-    )
+    mechanism = cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=L2, reference=reference)
     result = run(mechanism, np.zeros(MANY, np.float32), NOTHING, SPREAD, solver=stays)
     noise = np.asarray(result.params, np.float64)
-    sigma = mechanism.initial_distance * 3.730631634815  # mu of (1, 1e-5), by an outside computation
+    sigma = (
+        mechanism.initial_distance * 3.730631634815
+    )  # mu of (1, 1e-5), by an outside computation
     assert is_normal(noise, sigma)
     for wrong in (0.95, 1.05, 0.5, 2.0):
         assert not is_normal(noise, wrong * sigma)
@@ -129,9 +129,7 @@ def test_noise_below_the_spacing_of_float32_is_added_in_float64_and_rounded_with
     loss = cu.convex.ridge_regression(feature_norm=1.0, target_norm=20.0, l2=1.0)
     targets = np.full(16, 17.0)  # the mean of 16 rows: w = (17 / 8) / (1 / 8 + 1)
     exact = np.full(8, 17 / 9)
-    result = run(
-        mechanism, np.zeros(8, np.float32), (rows, targets), loss, solver=lambda *_: exact
-    )
+    result = run(mechanism, np.zeros(8, np.float32), (rows, targets), loss, solver=lambda *_: exact)
     assert result.certificate.noise_scale < np.spacing(np.float32(1.9))
     assert cu.verify(result.certificate, result.params)
     np.testing.assert_array_equal(result.params, exact.astype(np.float32))
@@ -205,7 +203,7 @@ def test_runs_that_make_no_sense_are_refused(changes, error, words):
 
 def test_what_only_such_a_run_takes_others_refuse():
     clipping = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
-    with pytest.raises(ValueError, match="solver must be None for GradientClipping"):
+    with pytest.raises(ValueError, match="solver and gradient_allowance must be None for Grad"):
         run(clipping, loss=plain_loss, batch_size=20)
     with pytest.raises(ValueError, match="batch_size must be given for GradientClipping"):
         run(clipping, loss=plain_loss, solver=None)
@@ -278,7 +276,9 @@ def test_a_failure_after_the_noise_goes_on_with_the_same_noise_and_does_not_solv
     np.testing.assert_allclose(resumed.history.before_noise, whole.history.before_noise, atol=1e-12)
     assert resumed.history.gradient_norm is None
     other = cu.PerturbedMinimizer(gradient_norm=2e-6, strong_convexity=L2)
-    with pytest.raises(ValueError, match="resume is the state of another plan: mechanism"):
+    with pytest.raises(
+        ValueError, match="resume is the state of another plan: batch_size, mechanism"
+    ):
         run(other, resume=state, key=None, noise_scale=resumed.certificate.noise_scale)
 
 
