@@ -63,7 +63,7 @@ class System(NamedTuple):
     @property
     def absent(self) -> np.ndarray:
         """Bool `[d]`: features that are 0 in every row, whose exact solution is 0."""
-        return np.diagonal(self.matrix.high | self.matrix.low) == 0
+        return (np.diagonal(self.matrix.high) | np.diagonal(self.matrix.low)) == 0
 
 
 class Point(NamedTuple):

@@ -12,6 +12,8 @@ from certunlearn.sums.statistics import Statistics
 
 # Least L2 weight, as a share of feature_norm^2: float64 then guesses solutions to three digits.
 LEAST_SHARE = 2.0**-30
+# So few numbers Python multiplies sooner than it splits the other factor into digits.
+_FEW = 2048
 
 
 def ridge_system(stats: Statistics, l2: float) -> System:
@@ -83,6 +85,7 @@ def discriminant_system(stats: Statistics, l2: float) -> tuple[System, np.ndarra
 
 def class_weight(stats: Statistics) -> np.ndarray:
     """Python integers `[classes]`: each class's rows, times its public weight."""
+    assert stats.class_counts is not None
     weights = stats.settings.class_weights
     counts = stats.class_counts.astype(object)
     return counts if weights is None else counts * np.array(weights, dtype=object)
@@ -102,6 +105,9 @@ def weights_and_targets(settings: Settings, targets: np.ndarray) -> tuple[np.nda
 
 def product_with(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Python integers: whole numbers of magnitude at most 2^20, float64, times Python integers."""
+    if left.size <= _FEW:
+        plain: np.ndarray = left.astype(np.int64).astype(object) @ right
+        return plain
     total = np.zeros((len(left), right.shape[1]), np.int64).astype(object)
     for place, digit in enumerate(exact_solution.digits_of(right)):
         part = (left @ digit).astype(np.int64).astype(object)

@@ -250,7 +250,7 @@ def test_bad_arguments_are_named():
         exact.ridge(stats, 1e-12)
     with pytest.raises(ValueError, match="l2 must be positive"):
         exact.ridge(stats, 0.0)
-    with pytest.raises(ValueError, match="l2 must be .* as keep got it"):
+    with pytest.raises(ValueError, match=r"l2 must be .* as keep got it"):
         exact.ridge(exact.keep(stats, 1e-3), 1e-2)
     with pytest.raises(TypeError, match="stats must be exact"):
         exact.ridge(features)
