@@ -20,7 +20,7 @@ Data = Batch | Iterable[Batch] | Callable[[], Iterable[Batch]]
 # What a block of float64 features takes, at most, and how much is kept between passes.
 _BLOCK_BYTES = 2**26
 _KEPT_BYTES = 2**31
-_LEAST_ROWS, _MOST_ROWS = 64, 2**16
+_LEAST_ROWS, _MOST_ROWS = 64, 2**13
 # Blocks have one of so many lengths, and are padded up to it, so that little is compiled.
 _LENGTHS = 16
 # Rows of a block where examples are not rows of numbers.

@@ -72,10 +72,8 @@ class Objective:
         """Objective and gradient, with an upper bound on the gradient's exact norm.
 
         Guarantee:
-          Of linear models, as `convex.gradient_norm` proves, with the longest block's rows plus the
-          number of blocks instead of n: within a block, sums err by its rows times u, whatever
-          their order; sums over blocks by the number of blocks times u. Of others, the allowance
-          stands for what happens within a block: it is the caller's word.
+          Of linear models, as `convex.gradient_norm` proves. Of others, the allowance stands for
+          what happens within a block: it is the caller's word.
         """
         loss = self.loss
         value, gradient, rows, longest, count = 0.0, np.zeros(flat.size), 0, 0, 0
@@ -98,7 +96,8 @@ class Objective:
             value += loss.l2 / 2 * float(flat @ flat)
             gradient = gradient + loss.l2 * flat
         largest = loss.gradient_bound + loss.smoothness * _norm_bound(flat)
-        share = 2 * (longest + count + flat.size + 64) * _ROUNDOFF
+        outputs = loss.outputs or 1
+        share = 2 * (longest + count + flat.size // outputs + outputs + 64) * _ROUNDOFF
         rounding = (share + (self.allowance or 0.0)) * largest
         return Evaluation(value, gradient, _norm_bound(gradient) + rounding, rounding, rows)
 

@@ -56,13 +56,14 @@ def gradient_norm(
     Guarantee:
       At least the exact gradient norm at the given numbers, for the losses of `models`. As large
       terms cancel in it, errors of float32 (or of accelerators' narrower products) would be larger
-      than a trained model's gradient. Hence it is computed in float64, and 2 (r + b + p + 64) u
-      (G + L ||params||) is added, u = 2^-53, p the number of parameters, b the number of blocks
-      that the data are cut into and r the rows of the longest: to first order logits err by
-      p u B ||params||, moving gradients by at most p u L ||params||; residuals by another
-      (p + 20) u, times G; the scales of rows of norm B by (p / 2 + 3) u, in logits and in
-      gradients; sums within a block, in any order, by r u times an example's gradient, at most
-      G + L ||params||, and sums over blocks by b u times that; the L2 term by 3 u.
+      than a trained model's gradient. Hence it is computed in float64, and
+      2 (r + b + d + o + 64) u (G + L ||params||) is added, u = 2^-53, o the number of outputs, b
+      the number of blocks that the data are cut into and r the rows of the longest: to first order
+      an example's logits err by d u B ||params||, moving gradients by at most d u L ||params||;
+      residuals by another (o + 20) u, times G + L ||params||; the scales of rows of norm B by
+      (d / 2 + 3) u, in logits and in gradients; sums within a block, in any order, by r u times an
+      example's gradient, at most G + L ||params||, and sums over blocks by b u times that; the L2
+      term by 3 u.
 
     >>> from certunlearn import convex
     >>> loss = convex.logistic_regression(feature_norm=1.0, l2=1.0)

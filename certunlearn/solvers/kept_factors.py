@@ -17,7 +17,7 @@ MOST_FACTORED = 6144
 # Up to so many numbers in the blocks of single outputs: 2 GiB.
 _MOST_IN_BLOCKS = 2**28
 # A product of matrices takes about so much of the time that as many flops of a pass take.
-_SPEED_OF_PRODUCTS = 0.25
+_SPEED_OF_PRODUCTS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

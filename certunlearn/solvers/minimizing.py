@@ -27,8 +27,8 @@ _TRIALS = 30
 _VALUE_ROUNDING = 1e-11
 # A first factor that takes as long as so few passes is made at once.
 _CHEAP = 10.0
-# Steps whose progress is looked at to decide about a new factor.
-_WINDOW = 4
+# Steps whose progress decides about a new factor: a share of what it costs in passes, within these.
+_LEAST_WINDOW, _MOST_WINDOW, _WINDOW_SHARE = 1, 25, 0.125
 
 
 class Minimized(NamedTuple):
@@ -207,9 +207,10 @@ class _Run:
         cost = kept_factors.cost_in_passes(self.aim.loss, self.flat.size, self.here.rows)
         if self.curvature is None and cost <= _CHEAP:
             return True
-        if len(self._trail) <= 1 + min(cost, _WINDOW):
+        window = int(min(max(_LEAST_WINDOW, _WINDOW_SHARE * cost), _MOST_WINDOW))
+        if len(self._trail) <= window:
             return False
-        passes, bound = self._trail[-min(len(self._trail), 1 + _WINDOW)]
+        passes, bound = self._trail[-1 - window]
         gained = math.log(bound / self.here.bound) / (self.passes - passes)
         left = math.log(self.here.bound / self.target)
         return left > gained * (2 * cost + 4)
