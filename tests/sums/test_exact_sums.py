@@ -373,7 +373,7 @@ def test_the_number_of_threads_does_not_matter():
 
 @pytest.mark.slow
 def test_a_wide_row_and_many_outputs():
-    d, outputs = 2048, 1000
+    d, outputs = 1025, 1000
     x, y = features(40, d), features(40, outputs)
     for on_device in (False, True):
         stats = sums.collect(x, y, feature_norm=40.0, on_device=on_device)
