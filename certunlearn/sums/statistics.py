@@ -111,22 +111,28 @@ class _Changing:
         settings = self.stats.settings
         weights = settings.row_weights(targets)
         weight = len(rows) if weights is None else int(weights.sum())
-        check_weight(self.stats.weight + self.weight + weight)
+        self.rows, self.weight = self.rows + len(rows), self.weight + weight
+        if self.sign > 0:
+            check_weight(self.stats.weight + self.weight)
+        # If more is to be removed than there is, `finish` says which row was not there.
+        if self.sign > 0 or self.weight <= self.stats.weight:
+            self._sum(rows, targets, weight)
+        if settings.classes is not None:
+            self.counts += np.bincount(targets, minlength=settings.classes)
+        if self.stats.index is not None:
+            self.digests.append(self.stats.index.digests(rows, targets))
+
+    def _sum(self, rows: np.ndarray, targets: np.ndarray, weight: int) -> None:
         if self.pending_weight + weight > _MOST_PENDING_WEIGHT:
             self._flush()
-        gram, cross = self.multiply(settings, rows, targets)
+        gram, cross = self.multiply(self.stats.settings, rows, targets)
         if self.pending is None:
             self.pending = gram, cross
         else:
             np.add(self.pending[0], gram, out=self.pending[0])
             for shift, part in cross.items():
                 self.pending[1][shift] += part
-        self.rows, self.weight = self.rows + len(rows), self.weight + weight
         self.pending_weight += weight
-        if settings.classes is not None:
-            self.counts += np.bincount(targets, minlength=settings.classes)
-        if self.stats.index is not None:
-            self.digests.append(self.stats.index.digests(rows, targets))
 
     def _flush(self) -> None:
         if self.pending is None:
