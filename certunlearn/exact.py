@@ -14,14 +14,13 @@ from certunlearn.certificates.exact_heads import certify, replay
 from certunlearn.certificates.verification import verify
 from certunlearn.sums.collecting import collect, empty, merge
 from certunlearn.sums.heads import Head, LinearDiscriminants, Recipe, lda, ridge
-from certunlearn.sums.kept import Kept, add, keep, remove
+from certunlearn.sums.kept import add, keep, remove
 from certunlearn.sums.saving import load, save
 from certunlearn.sums.scaling import Standardization, standardization
 from certunlearn.sums.statistics import Statistics, digest
 
 __all__ = [
     "Head",
-    "Kept",
     "LinearDiscriminants",
     "Recipe",
     "Standardization",

@@ -98,7 +98,10 @@ def test_every_altered_field_is_caught():
             tried.add(path[0])
     assert set(record) - tried <= {"coverage"} | tried
     assert {"epsilon", "delta", "noise_scale", "mechanism", "params_digest"} <= tried
-    for name in record.keys() - {"separations", "sums_digest"}:  # a field taken away, or of another kind
+    for name in record.keys() - {
+        "separations",
+        "sums_digest",
+    }:  # a field taken away, or of another kind
         assert not passes({k: v for k, v in record.items() if k != name})
         assert not passes(record | {name: object})
 
