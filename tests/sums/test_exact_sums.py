@@ -315,6 +315,15 @@ def test_digests_of_files_stay_what_they_are():
 DIGEST = "50c9402cf24c90f87b73ec386898029ea6b87397a35561d8cc92cd1fb19f04aa"
 
 
+def test_sums_cannot_be_changed():
+    stats = collected("labels")
+    for array in (stats.class_counts, stats.gram.low, stats.cross.high):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stats.rows = 1
+
+
 def test_nothing_private_is_shown():
     stats = collected("labels")
     for part in (stats, stats.index, stats.gram, (stats,)):
