@@ -220,9 +220,8 @@ class Settings:
             rule = f"of magnitude at most target_norm, {self.target_norm:g}"
         if wrong.any():
             first = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-            raise ValueError(
-                f"targets must be {rule}, got {values[first]!r:.40} at row {first_row + first[0]}"
-            )
+            row, value = first_row + int(first[0]), float(values[first])
+            raise ValueError(f"targets must be {rule}, got {value!r} at row {row}")
         if self.classes is not None:
             return values.astype(np.int64)
         whole = np.rint(np.ldexp(values, -self.target_exponent))

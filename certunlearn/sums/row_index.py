@@ -81,7 +81,8 @@ class RowIndex:
         Returns:
           uint64 `[n, 2]`, the halves of each.
         """
-        parts = (rows.astype("<i4", copy=False), targets.reshape(len(rows), -1).astype("<i8"))
+        columns = targets.shape[1] if targets.ndim > 1 else 1
+        parts = (rows.astype("<i4", copy=False), targets.reshape(-1, columns).astype("<i8"))
         # A row's bytes lie together; all rows have the same number of them.
         together = np.hstack([np.ascontiguousarray(part).view(np.uint8) for part in parts])
         length, whole = together.shape[1], together.reshape(-1).data

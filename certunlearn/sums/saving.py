@@ -38,10 +38,9 @@ def save(path: str | os.PathLike[str], stats: Statistics) -> None:
       TypeError: if `path` is no path.
       ValueError: if the name does not say that the file is private.
     """
-    if isinstance(path, str | os.PathLike) and not Path(os.fsdecode(path)).name.endswith(_ENDING):
-        raise ValueError(
-            f"path must end in {_ENDING!r}, for it is private; got {os.fspath(path)!r}"
-        )
+    name = _text(path)
+    if not Path(name).name.endswith(_ENDING):
+        raise ValueError(f"path must end in {_ENDING!r}, for it is private; got {name!r}")
     about = {
         "format": _FORMAT,
         "settings": dataclasses.asdict(stats.settings),
@@ -49,8 +48,8 @@ def save(path: str | os.PathLike[str], stats: Statistics) -> None:
         "weight": stats.weight,
     }
     arrays = {"about": np.asarray(json.dumps(about))}
-    for name, sums in (("gram", stats.gram), ("cross", stats.cross)):
-        arrays |= {f"{name}_high": sums.high, f"{name}_low": sums.low.astype(np.uint32)}
+    for which, sums in (("gram", stats.gram), ("cross", stats.cross)):
+        arrays |= {f"{which}_high": sums.high, f"{which}_low": sums.low.astype(np.uint32)}
     if stats.class_counts is not None:
         arrays["class_counts"] = stats.class_counts
     index = stats.index
@@ -68,23 +67,33 @@ def load(path: str | os.PathLike[str]) -> Statistics:
       TypeError: if `path` is no path.
       ValueError: if it is not such a file, or what it says cannot be.
     """
-    arrays = archives.read(path)
+    name = _text(path)
+    arrays = archives.read(name)
     try:
         return _statistics(arrays)
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         reason = str(error)[:300] if isinstance(error, TypeError | ValueError) else "no such sums"
-        raise ValueError(f"{os.fspath(path)!r} holds no exact sums: {reason}") from error
+        raise ValueError(f"{name!r} holds no exact sums: {reason}") from error
+
+
+def _text(path: object) -> str:
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):  # `open` would take a number for a file that is open already
+        raise TypeError(f"path must be a string or a pathlib.Path, got {type(path).__name__}")
+    return text
 
 
 def _statistics(arrays: dict[str, np.ndarray]) -> Statistics:
     about, settings = _about(arrays.pop("about", np.zeros(0)))
     d, columns = settings.num_features, settings.columns
     shapes = {"gram": (d, d), "cross": (d, columns)}
-    expected = {name: (dtype, shapes[name.split("_")[0]]) for name, dtype in _WORDS.items()}
+    expected: dict[str, tuple[type, tuple[int, ...]]] = {
+        name: (dtype, shapes[name.split("_")[0]]) for name, dtype in _WORDS.items()
+    }
     if settings.classes is not None:
         expected["class_counts"] = (np.int64, (settings.classes,))
     if "salt" in arrays:
-        length = np.shape(arrays.get("index_high"))
+        length = arrays["index_high"].shape if "index_high" in arrays else ()
         expected |= {name: (dtype, length) for name, dtype in _INDEX.items()}
         expected["salt"] = (np.uint8, arrays["salt"].shape)
     if set(arrays) != set(expected):

@@ -51,6 +51,13 @@ class Statistics:
     cross: WideIntegers
     index: RowIndex | None
 
+    def __post_init__(self) -> None:
+        """Makes the counts read-only, as the sums are."""
+        if self.class_counts is not None:
+            view = self.class_counts.view()
+            view.flags.writeable = False
+            object.__setattr__(self, "class_counts", view)
+
     def __repr__(self) -> str:
         """Nothing that depends on a row."""
         return f"Statistics({self.settings.num_features} features, <private>)"
@@ -111,22 +118,28 @@ class _Changing:
         settings = self.stats.settings
         weights = settings.row_weights(targets)
         weight = len(rows) if weights is None else int(weights.sum())
-        check_weight(self.stats.weight + self.weight + weight)
+        self.rows, self.weight = self.rows + len(rows), self.weight + weight
+        if self.sign > 0:
+            check_weight(self.stats.weight + self.weight)
+        # If more is to be removed than there is, `finish` says which row was not there.
+        if self.sign > 0 or self.weight <= self.stats.weight:
+            self._sum(rows, targets, weight)
+        if settings.classes is not None:
+            self.counts += np.bincount(targets, minlength=settings.classes)
+        if self.stats.index is not None:
+            self.digests.append(self.stats.index.digests(rows, targets))
+
+    def _sum(self, rows: np.ndarray, targets: np.ndarray, weight: int) -> None:
         if self.pending_weight + weight > _MOST_PENDING_WEIGHT:
             self._flush()
-        gram, cross = self.multiply(settings, rows, targets)
+        gram, cross = self.multiply(self.stats.settings, rows, targets)
         if self.pending is None:
             self.pending = gram, cross
         else:
             np.add(self.pending[0], gram, out=self.pending[0])
             for shift, part in cross.items():
                 self.pending[1][shift] += part
-        self.rows, self.weight = self.rows + len(rows), self.weight + weight
         self.pending_weight += weight
-        if settings.classes is not None:
-            self.counts += np.bincount(targets, minlength=settings.classes)
-        if self.stats.index is not None:
-            self.digests.append(self.stats.index.digests(rows, targets))
 
     def _flush(self) -> None:
         if self.pending is None:
