@@ -2,7 +2,15 @@
 
 import importlib.metadata
 
-from certunlearn import accounting, certificates, convex, transforms, unlearning
+from certunlearn import (
+    accounting,
+    certificates,
+    convex,
+    exact,
+    solvers,
+    transforms,
+    unlearning,
+)
 from certunlearn._numerics.batches import batch_indices
 from certunlearn._numerics.random_keys import split_key
 from certunlearn.accounting import (
@@ -23,7 +31,9 @@ from certunlearn.mechanisms import (
     Mechanism,
     ModelClipping,
     OutputPerturbation,
+    PerturbedMinimizer,
     ProjectedNoisySGD,
+    Retraining,
     RewindToDelete,
     Separations,
     noisy_sgd,
@@ -43,7 +53,9 @@ __all__ = [
     "ModelClipping",
     "Options",
     "OutputPerturbation",
+    "PerturbedMinimizer",
     "ProjectedNoisySGD",
+    "Retraining",
     "RewindToDelete",
     "Separations",
     "accounting",
@@ -59,9 +71,11 @@ __all__ = [
     "epsilon_bracket",
     "epsilon_curve",
     "epsilon_lower_bound",
+    "exact",
     "gdp_mu",
     "noise_scale",
     "noisy_sgd",
+    "solvers",
     "split_key",
     "supported_accountants",
     "transforms",

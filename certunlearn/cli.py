@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import certunlearn
-from certunlearn import mechanisms, planning
+from certunlearn import mechanisms, planning, sums
 from certunlearn._numerics import files
 from certunlearn.certificates import Certificate, record_format, signing, verification
 
@@ -89,7 +89,8 @@ def _verify(args: argparse.Namespace) -> int:
     try:
         certificate = Certificate.load(args.certificate)
         params = None if args.params is None else _released(args.params, certificate)
-        verified = verification.verify(certificate, params)
+        stats = None if args.sums is None else sums.load(args.sums)
+        verified = verification.verify(certificate, params, stats=stats)
         problems = list(verified.problems)
         if verified and public_key is not None:
             problems = _signature_problems(args.certificate, certificate, public_key)
@@ -244,6 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("certificate", type=Path, help="certificate.json")
     verify.add_argument("--params", type=Path, metavar="FILE", help=".npz of the released model")
+    verify.add_argument(
+        "--sums",
+        type=Path,
+        metavar="FILE",
+        help="private .npz of an exact head's sums: the head is computed from them again",
+    )
     verify.add_argument(
         "--public-key",
         type=Path,

@@ -238,8 +238,7 @@ def to_table(plan: Plan) -> str:
             if plan.params is not None:
                 numbers.insert(2, entry.total_noise_norm)
             cells += ["-" if number is None else f"{number:.6g}" for number in numbers]
-            least = entry.true_epsilon_at_least
-            cells.append("not attacked" if least is None else f"{least:.3g} to {plan.epsilon:.3g}")
+            cells.append(_true_epsilon(plan, entry.true_epsilon_at_least))
         lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
     return "\n".join(
         [
@@ -258,8 +257,17 @@ def to_table(plan: Plan) -> str:
     )
 
 
+def _true_epsilon(plan: Plan, least: float | None) -> str:
+    """Where the true epsilon lies."""
+    if plan.mechanism.exact:
+        return "0"
+    return "not attacked" if least is None else f"{least:.3g} to {plan.epsilon:.3g}"
+
+
 def _steps(mechanism: Mechanism) -> str:
     """How many steps, of what kind."""
+    if mechanism.exact:
+        return f"no noise: {mechanism.why_exact}"
     noisy = base.noise_of_steps(mechanism)
     count, noise = mechanism.steps, int(np.count_nonzero(noisy))
     steps = f"step{'s' * (count > 1)}"

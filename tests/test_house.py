@@ -35,14 +35,26 @@ ROOMS = (
     "certificates",
     "unlearning",
     "convex",
+    "exact",
     "planning",
     "demo",
     "cli",
 )
-PUBLIC = (cu, cu.accounting, cu.certificates, cu.convex, cu.transforms, cu.unlearning)
+PUBLIC = (
+    cu,
+    cu.accounting,
+    cu.certificates,
+    cu.convex,
+    cu.exact,
+    cu.solvers,
+    cu.transforms,
+    cu.unlearning,
+)
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 80
-MOST_NAMES_AT_THE_TOP = 35
+# Two modules (exact heads, solvers) and two mechanisms came with the methods that need no noise, or
+# none that grows with what is deleted.
+MOST_NAMES_AT_THE_TOP = 38
 MOST_PARAMETERS_OF_UNLEARN = 14
 MOST_ANY = 0.05
 # Where objects of other libraries are recognised by what they have.
@@ -264,7 +276,8 @@ def test_modules_have_names_of_their_own():
 def test_no_name_stands_for_two_things():
     modules = {file.stem for file in FILES}
     things = {name for module in PUBLIC for name in module.__all__} - {m.__name__ for m in PUBLIC}
-    things -= {"accounting", "certificates", "convex", "transforms", "unlearning"}
+    things -= {"accounting", "certificates", "convex", "exact", "solvers", "transforms"}
+    things -= {"unlearning"}
     fields = {
         field.name
         for module in PUBLIC

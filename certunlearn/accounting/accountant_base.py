@@ -189,12 +189,43 @@ def first_steps(noise_scale: PerStep, steps: int) -> PerStep:
     return noise_scale[:steps] if isinstance(noise_scale, tuple) else noise_scale
 
 
-def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule) -> PerStep:
+def no_separations_reason(name: str, mechanism: Mechanism) -> str:
+    """Why accountant `name` does not apply to a mechanism without separations."""
+    if mechanism.exact:
+        return (
+            f"accountant={name!r} needs noise, and {type(mechanism).__name__} is exact without "
+            "any; use 'exact'"
+        )
+    return f"accountant={name!r} needs a mechanism with separations; use 'dp-accounting'"
+
+
+def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule | None) -> PerStep:
     """The noise scale as one number or `[steps]` numbers, once the mechanism has been checked.
+
+    Of an exact mechanism it is 0.0, whatever is given: more noise leaves it exact.
 
     Raises:
       TypeError: if `mechanism` is none, or `noise_scale` is not numbers.
-      ValueError: if noise is not positive and finite, or has another length.
+      ValueError: if noise is missing, not positive and finite, or has another length; for an exact
+        mechanism, if it is negative.
     """
     mechanisms.check(mechanism)
-    return checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    if not mechanism.exact:
+        return mechanisms.checked_noise(mechanism, noise_scale)
+    if noise_scale is not None and not checks.real("noise_scale", noise_scale) >= 0:
+        raise ValueError(f"noise_scale must be at least 0, got {noise_scale!r:.80}")
+    return 0.0
+
+
+def checked_delta(mechanism: Mechanism, delta: float | None) -> float:
+    """Delta strictly between 0 and 1; for an exact mechanism 0 and None, which is 0, as well.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: if it is missing or out of range.
+    """
+    if mechanism.exact and (delta is None or checks.real("delta", delta) == 0):
+        return 0.0
+    if delta is None:
+        raise ValueError(f"delta must be given for {type(mechanism).__name__}, got None")
+    return checks.open_unit("delta", delta)

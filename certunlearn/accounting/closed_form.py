@@ -37,6 +37,8 @@ class ClosedForm(accountant_base.Accountant):
         """Mechanisms for which no formula was published."""
         if mechanism.published_noise() is not None:
             return None
+        if mechanism.exact:
+            return accountant_base.no_separations_reason(self.name, mechanism)
         return (
             f"accountant='closed-form' knows no published formula for {type(mechanism).__name__}; "
             "leave accountant=None"

@@ -34,7 +34,7 @@ class Coupling(accountant_base.Accountant):
         """Mechanisms without separations, with memory, or whose distances grow beyond float64."""
         stated = mechanism.separations()
         if stated is None:
-            return "accountant='coupling' needs a mechanism with separations; use 'dp-accounting'"
+            return accountant_base.no_separations_reason(self.name, mechanism)
         if not stated.memoryless:
             return (
                 "accountant='coupling' needs a memoryless mechanism: with optimizer state, runs "

@@ -32,7 +32,7 @@ class Interpolation(accountant_base.Accountant):
         """Mechanisms without separations."""
         if mechanism.separations() is not None:
             return None
-        return "accountant='interpolation' needs a mechanism with separations; use 'dp-accounting'"
+        return accountant_base.no_separations_reason(self.name, mechanism)
 
     def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
         """See `Accountant.epsilon`."""
@@ -78,11 +78,13 @@ def mu_curve(stated: Separations, noise_scale: PerStep) -> np.ndarray:
 def mu(mechanism: Mechanism, *, noise_scale: ScalarOrSchedule) -> float | None:
     """The run's Gaussian-DP mu by exact shifted interpolation; None for `DPSGD`, which has none.
 
+    Of an exact mechanism it is 0.
+
     Arguments as for `epsilon`.
     """
     scale = accountant_base.checked_noise(mechanism, noise_scale)
     if mechanism.separations() is None:
-        return None
+        return 0.0 if mechanism.exact else None
     return _last_mu(mechanism, scale)
 
 

@@ -55,7 +55,7 @@ class Product(accountant_base.Accountant):
         """Mechanisms whose separations are not bounded, or that have memory."""
         stated = mechanism.separations()
         if stated is None:
-            return "accountant='product' needs a mechanism with separations; use 'dp-accounting'"
+            return accountant_base.no_separations_reason(self.name, mechanism)
         if not np.all(np.isfinite(largest_separations(stated))):
             return (
                 "accountant='product' needs models that are projected at every step, as in "

@@ -12,16 +12,18 @@ from certunlearn import mechanisms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.accounting import interpolation
-from certunlearn.accounting.accountant_base import Accountant, checked_noise
+from certunlearn.accounting.accountant_base import Accountant, checked_delta, checked_noise
 from certunlearn.accounting.closed_form import ClosedForm
 from certunlearn.accounting.coupling import COUPLED_MU, Coupling
+from certunlearn.accounting.exactness import Exact
 from certunlearn.accounting.interpolation import Interpolation
 from certunlearn.accounting.product import Product
 from certunlearn.accounting.subsampled import Subsampled
 from certunlearn.mechanisms import Mechanism
 
 _ACCOUNTANTS: dict[str, Accountant] = {
-    each.name: each for each in (Interpolation(), ClosedForm(), Coupling(), Product(), Subsampled())
+    each.name: each
+    for each in (Interpolation(), ClosedForm(), Coupling(), Product(), Subsampled(), Exact())
 }
 # Names of the package's accountants: what certificates may be by.
 ACCOUNTANTS = tuple(_ACCOUNTANTS)
@@ -33,8 +35,8 @@ _TIE = 1e-9
 def epsilon(
     mechanism: Mechanism,
     *,
-    noise_scale: ScalarOrSchedule,
-    delta: float,
+    noise_scale: ScalarOrSchedule | None = None,
+    delta: float | None = None,
     accountant: str | Accountant | None = None,
 ) -> float:
     """The epsilon that a run of the mechanism with this noise is certified for.
@@ -42,15 +44,16 @@ def epsilon(
     Args:
       mechanism: what the steps do.
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or an Optax
-        schedule.
-      delta: strictly between 0 and 1.
+        schedule. An exact mechanism needs none: epsilon is 0.
+      delta: strictly between 0 and 1; of an exact mechanism None or 0, too.
       accountant: None for the least epsilon that any of the package's certifies (see
         `least_epsilon`); a name: `"interpolation"`, exact shifted interpolation, in no time;
         `"closed-form"`, the published formulas, refused where they are unsound; `"coupling"`,
         reflection coupling, which is far tighter, is for memoryless mechanisms only and takes
         seconds; `"product"`, a product of contraction coefficients, for models that are projected
-        at every step; `"dp-accounting"`, for `DPSGD`. `supported_accountants` says which may be
-        asked for a mechanism. Or an object of a subclass of `accounting.Accountant` of your own.
+        at every step; `"dp-accounting"`, for `DPSGD`; `"exact"`, for mechanisms without noise, such
+        as `Retraining`. `supported_accountants` says which may be asked for a mechanism. Or an
+        object of a subclass of `accounting.Accountant` of your own.
 
     Returns:
       epsilon >= 0, rounded up; 0 if delta alone covers the total variation.
@@ -74,8 +77,8 @@ def epsilon(
     >>> round(epsilon(m, noise_scale=5.0, delta=1e-5, accountant="interpolation"), 4)
     0.9385
     """
-    delta = checks.open_unit("delta", delta)
     scale = checked_noise(mechanism, noise_scale)
+    delta = checked_delta(mechanism, delta)
     if accountant is None:
         return least_epsilon(mechanism, noise_scale=scale, delta=delta)[0]
     chosen = _supported(accountant, mechanism)
@@ -83,7 +86,7 @@ def epsilon(
 
 
 def least_epsilon(
-    mechanism: Mechanism, *, noise_scale: ScalarOrSchedule, delta: float
+    mechanism: Mechanism, *, noise_scale: ScalarOrSchedule | None = None, delta: float | None = None
 ) -> tuple[float, str]:
     """The least epsilon that any of the package's accountants certifies, and which of them does.
 
@@ -97,8 +100,8 @@ def least_epsilon(
     >>> round(value, 4), accountant
     (1.7285, 'interpolation')
     """
-    delta = checks.open_unit("delta", delta)
     scale = checked_noise(mechanism, noise_scale)
+    delta = checked_delta(mechanism, delta)
     return _least(
         [
             (_ACCOUNTANTS[name].epsilon(mechanism, scale, delta), name)
@@ -110,7 +113,7 @@ def least_epsilon(
 def delta(
     mechanism: Mechanism,
     *,
-    noise_scale: ScalarOrSchedule,
+    noise_scale: ScalarOrSchedule | None = None,
     epsilon: float,
     accountant: str | Accountant | None = None,
 ) -> float:
@@ -137,7 +140,7 @@ def noise_scale(
     mechanism: Mechanism,
     *,
     epsilon: float,
-    delta: float,
+    delta: float | None = None,
     accountant: str | Accountant | None = None,
     progress: bool = False,
 ) -> float:
@@ -145,16 +148,17 @@ def noise_scale(
 
     Args:
       mechanism: what the steps do.
-      epsilon: positive and finite.
-      delta: strictly between 0 and 1.
+      epsilon: positive and finite; of an exact mechanism 0, too.
+      delta: strictly between 0 and 1; of an exact mechanism None or 0, too.
       accountant: as for `epsilon`.
       progress: whether to show a progress bar while coupling searches (needs tqdm).
 
     Returns:
       sigma, rounded up: by the same accountant, `epsilon(mechanism, noise_scale=sigma,
-      delta=delta) <= epsilon` holds. mu is proportional to 1 / sigma, so interpolation takes one
-      root-find and no search over sigma. Coupling searches, and stops somewhat above the smallest
-      that it proves. One of your own searches by `Accountant.noise_scale`.
+      delta=delta) <= epsilon` holds. It is 0 for an exact mechanism. mu is proportional to
+      1 / sigma, so interpolation takes one root-find and no search over sigma. Coupling searches,
+      and stops somewhat above the smallest that it proves. One of your own searches by
+      `Accountant.noise_scale`.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
@@ -168,14 +172,17 @@ def noise_scale(
     >>> round(noise_scale(m, epsilon=1.0, delta=1e-5, accountant="interpolation"), 4)
     4.7189
     """
-    target, delta = checks.positive("epsilon", epsilon), checks.open_unit("delta", delta)
     checked_noise(mechanism, 1.0)
+    delta = checked_delta(mechanism, delta)
+    if mechanism.exact and epsilon == 0:
+        epsilon = math.ulp(0.0)  # the least that is asked for
+    target = checks.positive("epsilon", epsilon)
     if accountant is not None:
         chosen = _supported(accountant, mechanism)
         sigma = _returned(
             chosen, "noise_scale", chosen.noise_scale(mechanism, target, delta, progress)
         )
-        return checks.positive("noise_scale", sigma)
+        return sigma if mechanism.exact else checks.positive("noise_scale", sigma)
     found: list[tuple[float, str]] = []
     for name in supported_names(mechanism):
         # For the noise that is found, too, this must be an accountant that is asked by default.
@@ -190,8 +197,8 @@ def noise_scale(
 def epsilon_curve(
     mechanism: Mechanism,
     *,
-    noise_scale: ScalarOrSchedule,
-    delta: float,
+    noise_scale: ScalarOrSchedule | None = None,
+    delta: float | None = None,
     accountant: str | Accountant | None = None,
 ) -> np.ndarray:
     """The certified epsilon of a run that stops after 0, 1, ..., steps noisy steps.
@@ -208,8 +215,8 @@ def epsilon_curve(
     >>> curve.round(2).tolist()
     [inf, 1.73, 1.3, 1.13]
     """
-    delta = checks.open_unit("delta", delta)
     scale = checked_noise(mechanism, noise_scale)
+    delta = checked_delta(mechanism, delta)
     curves = []
     for each in _asked(accountant, mechanism, scale):
         curve = np.asarray(each.epsilon_curve(mechanism, scale, delta), np.float64)
@@ -225,7 +232,7 @@ def epsilon_curve(
 def total_variation(
     mechanism: Mechanism,
     *,
-    noise_scale: ScalarOrSchedule,
+    noise_scale: ScalarOrSchedule | None = None,
     accountant: str | Accountant | None = None,
     delta: float = 1e-5,
 ) -> float:
@@ -236,8 +243,8 @@ def total_variation(
     the least if it is None. Arguments as for `epsilon`; `delta` is that which coupling makes its
     tables for. Any will do; that of a claim saves making others.
     """
-    delta = checks.open_unit("delta", delta)
     scale = checked_noise(mechanism, noise_scale)
+    delta = checked_delta(mechanism, delta)
     return min(
         _returned(each, "total_variation", each.total_variation(mechanism, scale, delta))
         for each in _asked(accountant, mechanism, scale)
@@ -276,7 +283,8 @@ def unaffordable_reason(
     'accountant must be another than coupling where interpolation gives mu above 20, got mu = ...'
     """
     scale = checked_noise(mechanism, noise_scale)
-    return _resolved(accountant).unaffordable_reason(mechanism, scale)
+    chosen = _resolved(accountant)
+    return None if mechanism.exact else chosen.unaffordable_reason(mechanism, scale)
 
 
 def _resolved(accountant: str | Accountant) -> Accountant:

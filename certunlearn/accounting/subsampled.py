@@ -32,6 +32,8 @@ class Subsampled(accountant_base.Accountant):
         """Mechanisms that draw no Poisson samples."""
         if mechanism.poisson_sampling() is not None:
             return None
+        if mechanism.exact:
+            return accountant_base.no_separations_reason(self.name, mechanism)
         return "accountant='dp-accounting' is for DPSGD; leave accountant=None"
 
     def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:

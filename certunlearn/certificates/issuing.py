@@ -27,8 +27,8 @@ ATTACK_TOLERANCE = 1e-4
 def certify(
     mechanism: Mechanism,
     *,
-    noise_scale: ScalarOrSchedule,
-    delta: float,
+    noise_scale: ScalarOrSchedule | None = None,
+    delta: float | None = None,
     params: ArrayTree,
     state: ArrayTree | None = None,
     steps_run: int | None = None,
@@ -46,11 +46,13 @@ def certify(
       mechanism: the planned run. Of one that is not the package's the certificate records the
         separations too, from which the claim is derived.
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
-      delta: the claim's delta.
+        None or 0 for an exact mechanism, such as `Retraining`, and for no other.
+      delta: the claim's delta; None or 0 for an exact mechanism, and for no other.
       params: the released parameters, a pytree of arrays.
       state: the state of `noisy_sgd` after the last step, by itself or within that of a wrapper or
         a `TrainState`: evidence that the steps were taken. It is looked at and not kept. Without
-        it, `steps_run` must be given and is taken at its word, which the certificate says.
+        it, `steps_run` must be given and is taken at its word, which the certificate says. An exact
+        mechanism has neither.
       steps_run: noisy steps that were run; with `state` None means all that were planned.
       epsilon: the epsilon that `noise_scale` was calibrated for, refused if the whole plan was run
         and it does not hold. Recorded is what recomputing gives (coupling's noise leaves a little
@@ -75,19 +77,59 @@ def certify(
       The certificate claims only what `accounting.epsilon` derives from the recorded numbers.
       That the run was really so is the issuer's word, listed in `assumptions`.
     """
-    delta = checks.open_unit("delta", delta)
+    mechanisms.check(mechanism)
+    if mechanism.of_sums:
+        raise ValueError(
+            f"mechanism must be one of runs, got {type(mechanism).__name__}, whose certificate "
+            "names the sums: use certunlearn.exact.certify(stats, head)"
+        )
+    return issue(
+        mechanism,
+        noise_scale=noise_scale,
+        delta=delta,
+        params=params,
+        state=state,
+        steps_run=steps_run,
+        epsilon=epsilon,
+        accountant=accountant,
+        frozen=frozen,
+        key_source=key_source,
+        retain_size=retain_size,
+        forget_size=forget_size,
+        finetune_steps=finetune_steps,
+    )
+
+
+def issue(
+    mechanism: Mechanism,
+    *,
+    noise_scale: ScalarOrSchedule | None,
+    delta: float | None,
+    params: ArrayTree,
+    state: ArrayTree | None,
+    steps_run: int | None,
+    epsilon: float | None,
+    accountant: str | None,
+    frozen: Iterable[str],
+    key_source: str,
+    retain_size: int | None,
+    forget_size: int | None,
+    finetune_steps: int,
+    sums_digest: str | None = None,
+) -> Certificate:
+    """`certify` for every mechanism; `sums_digest` is that of a head's sums."""
+    delta = mechanisms.checked_delta(mechanism, delta)
     forget_size = checks.optional_count("forget_size", forget_size)
     retain_size = checks.optional_count("retain_size", retain_size)
     tuned = checks.optional_count("finetune_steps", finetune_steps) or 0
     checks.choice("key_source", key_source, record_format.KEY_SOURCES)
-    mechanisms.check(mechanism)
     basis = claims.basis_of(mechanism)
     accountant = claims.check_accountant(accountant)
     frozen = covered_leaves.paths(frozen)
     contradictions = mechanism.size_problems(retain_size, forget_size)
     if contradictions:
         raise ValueError(contradictions[0])
-    scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    scale = mechanisms.checked_noise(mechanism, noise_scale)
     steps_run, evidence = _steps_run(mechanism, state, steps_run)
     run, run_scale = basis.planned.first(steps_run), claims.first_steps(scale, steps_run)
     rounding.check(mechanism, scale, covered_leaves.leaves(params, frozen))
@@ -119,6 +161,7 @@ def certify(
         "finetune_steps": tuned,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "params_digest": files.params_digest(params),
+        "sums_digest": sums_digest,
     }
     record["record_digest"] = record_digest(record)
     problems = record_format.problems(record)
@@ -135,7 +178,7 @@ def certify(
 
 def check_plan(
     mechanism: Mechanism,
-    noise_scale: ScalarOrSchedule,
+    noise_scale: ScalarOrSchedule | None,
     frozen: Iterable[str],
     accountant: str | None,
 ) -> None:
@@ -151,7 +194,7 @@ def check_plan(
       ValueError: if the plan has too many steps for whoever verifies, magnitudes that no
         certificate holds, or schedules that do not fit into one.
     """
-    scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
+    scale = mechanisms.checked_noise(mechanism, noise_scale)
     basis = claims.basis_of(mechanism)
     name = claims.check_accountant(accountant) or accounting.supported_names(basis.planned)[0]
     claims.check_affordable(name, basis.planned, scale)
@@ -167,6 +210,14 @@ def _steps_run(
     mechanism: Mechanism, state: ArrayTree | None, steps_run: int | None
 ) -> tuple[int, str]:
     """How many noisy steps were run, and how that is known."""
+    if mechanism.exact:
+        if state is not None or steps_run not in (None, 0) or isinstance(steps_run, bool):
+            raise ValueError(
+                f"state and steps_run must be None for {type(mechanism).__name__}, which has no "
+                f"noisy steps, got steps_run={checks.shown(steps_run)}: its training goes by "
+                "finetune_steps"
+            )
+        return 0, record_format.SAID
     if steps_run is not None:
         steps_run = checks.positive_int("steps_run", steps_run)
     if state is None:
@@ -202,6 +253,13 @@ def _epsilon(
 ) -> tuple[float, str]:
     """The epsilon to certify, and the accountant that derives it."""
     claim: dict[str, Any] = {"noise_scale": run_scale, "delta": delta}
+    if run.exact:
+        if epsilon is not None and checks.real("epsilon", epsilon) != 0:
+            raise ValueError(
+                f"epsilon must be 0 or None for {type(run).__name__}, which is exact, got "
+                f"{epsilon!r}"
+            )
+        epsilon = None
     if accountant is None:
         actual, accountant = accounting.least_epsilon(run, **claim)
     else:

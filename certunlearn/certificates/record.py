@@ -12,10 +12,10 @@ import os
 from typing import Any
 
 from certunlearn._numerics import files
-from certunlearn.certificates import record_format
+from certunlearn.certificates import record_format, strict_json
 
 # Absent from certificates issued before there were such fields; absent is None.
-_OPTIONAL = ("epsilon_lower_bound", "evidence", "separations")
+_OPTIONAL = ("epsilon_lower_bound", "evidence", "separations", "sums_digest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Certificate:
         from, and the user's assumptions on them; else None. That the mechanism has them is the
         issuer's word, which `assumptions` says.
       noise_scale: standard deviation of the noise in every coordinate, in parameter units, one
-        number or one for each planned step.
+        number or one for each planned step; 0 for an exact mechanism, as are epsilon, delta, mu,
+        total_variation and steps_run.
       epsilon: the claim's epsilon, for the steps that were run.
       epsilon_lower_bound: no claim, but how loose the claim may be: an attack on such a run, with a
         loss and data of its own choice, reaches that much, so the true epsilon lies between this
@@ -49,6 +50,8 @@ class Certificate:
       steps_run: number of noisy steps that were run.
       evidence: how the issuer knows `steps_run`: `"optimizer state"` if the count in the
         optimizer's state was compared with it, or `"word of the issuer"`.
+      sums_digest: of a head of integer sums: SHA-256 of the sums, as `exact.digest` computes it;
+        else None, and absent from the file.
       coverage: how many parameters and leaves the guarantee covers, their dtypes, and the paths
         and number of the frozen ones, which it does not.
       assumptions: what the claim rests on, in sentences.
@@ -66,7 +69,8 @@ class Certificate:
       No field may tell a run that saw the forget set from the reference. The mechanism, the noise,
       delta and the counts of steps were fixed without looking at the model (an assumption);
       epsilon, its bounds, mu and total variation follow from them; coverage is the architecture;
-      the digest is a function of what is released. `retain_size` is the same in both runs, which
+      the digest is a function of what is released. The digest of sums is one of the retain data
+      alone, in both runs. `retain_size` is the same in both runs, which
       use the same retain data. The reference of DP-SGD lacks examples, so there it is absent.
       `forget_size` is the request's, which both runs are given. Time and versions are the
       operator's.
@@ -93,17 +97,18 @@ class Certificate:
     finetune_steps: int
     created: str
     params_digest: str
+    sums_digest: str | None = None
     record_digest: str
 
     @property
     def reference(self) -> str:
-        """What the claim compares with: `"retrained"` or `"center"`."""
+        """What the claim compares with: `"retrained"`, `"center"` or `"minimizer"`."""
         stated = self.mechanism if self.separations is None else self.separations
         return stated.get("reference", "retrained")
 
     def to_json(self) -> str:
         """The certificate as its file holds it."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(as_record(self), indent=2, allow_nan=False) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the certificate as JSON; `path` is replaced whole or not at all."""
@@ -125,7 +130,7 @@ class Certificate:
             # No more is read than an honest certificate has.
             content = file.read(record_format.MOST_BYTES + 1)
         try:
-            record = record_format.parse(content)
+            record = strict_json.parse(content)
             problems = record_format.problems(record)
         except ValueError as error:
             problems = [str(error)]
@@ -133,6 +138,17 @@ class Certificate:
             name = record_format.printable(os.fspath(path), most=1_000)
             raise ValueError(f"{name!r} is not a certificate: {problems[0]}")
         return cls(**record)
+
+
+def as_record(certificate: Certificate) -> dict[str, Any]:
+    """What a certificate's file and signature hold: without a digest of sums where there is none.
+
+    So the signatures of certificates that were issued before there was such a field stay valid.
+    """
+    record = dataclasses.asdict(certificate)
+    if record["sums_digest"] is None:
+        del record["sums_digest"]
+    return record
 
 
 def record_digest(record: dict[str, Any]) -> str:

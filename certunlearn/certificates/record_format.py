@@ -16,12 +16,16 @@ from typing import Any
 from certunlearn import mechanisms
 from certunlearn._numerics import checks, random_keys
 
-SCHEMA = "certunlearn.certificate/3"
+SCHEMA = "certunlearn.certificate/4"
+# Format 3 had no exact mechanisms: every claim had noise, steps and a delta above 0.
+THIRD_SCHEMA = "certunlearn.certificate/3"
 # Format 2 had no `separations`: it was for the package's mechanisms only.
 SECOND_SCHEMA = "certunlearn.certificate/2"
 # Format 1 had no `evidence`, and its assumptions left out what the steps after the noise may see.
 FIRST_SCHEMA = "certunlearn.certificate/1"
-_SCHEMAS = (SCHEMA, SECOND_SCHEMA, FIRST_SCHEMA)
+_SCHEMAS = (SCHEMA, THIRD_SCHEMA, SECOND_SCHEMA, FIRST_SCHEMA)
+# Mechanisms that the package has had since format 4. Before, a user's class may have had the name.
+_NEW_MECHANISMS = ("PerturbedMinimizer", "Retraining", "ExactHead")
 
 # Largest certificate file, in bytes. A plan of 10,000 steps with three schedules has 800,000.
 MOST_BYTES = 1_000_000
@@ -41,7 +45,8 @@ COUNTED = "optimizer state"
 SAID = "word of the issuer"
 EVIDENCE = (COUNTED, SAID)
 KEY_SOURCES = (random_keys.FROM_SYSTEM, random_keys.FROM_CALLER, "not said")
-ACCOUNTANTS = ("interpolation", "closed-form", "coupling", "product", "dp-accounting")
+ACCOUNTANTS = ("interpolation", "closed-form", "coupling", "product", "dp-accounting", "exact")
+_NOISY_ACCOUNTANTS = ACCOUNTANTS[:-1]
 
 _DTYPES = ("float32", "float64")
 _PACKAGES = ("certunlearn", "jax", "jaxlib", "numpy", "optax", "python", "scipy")
@@ -50,28 +55,6 @@ _CLASS_NAME = re.compile(r"[A-Za-z_][0-9A-Za-z_]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # UTC, to the second, as `datetime.isoformat` writes it.
 _CREATED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\+00:00")
-
-
-def parse(content: bytes) -> Any:
-    """The JSON in `content`, strictly: no duplicate names, no constants beside JSON's own.
-
-    Raises:
-      ValueError: saying what is wrong, in one printable line.
-    """
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES} bytes, which no certificate has")
-    try:
-        return json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-            parse_int=_whole,
-            parse_float=_number,
-        )
-    except RecursionError:
-        raise ValueError("not valid JSON (nested too deeply)") from None
-    except ValueError as error:
-        raise ValueError(f"not valid JSON ({printable(error)})") from error
 
 
 def problems(record: Any) -> list[str]:
@@ -91,13 +74,15 @@ def plan_problem(
 ) -> str | None:
     """Why no run of such a plan can have a certificate, whatever comes of it, or None."""
     plan = {
+        "schema": SCHEMA,
         "mechanism": mechanism,
         "separations": separations,
         "noise_scale": noise_scale,
         "steps_run": 1,
     }
+    rules = _rules(plan)
     for name in ("mechanism", "separations", "noise_scale"):
-        rule, right = _RULES[name]
+        rule, right = rules[name]
         if not rule(plan[name]):
             return f"{name} must be {right}, got {printable(plan[name])}"
     problem = _text_problem(plan | {"coverage": frozen}) or _size_problem(plan)
@@ -132,8 +117,8 @@ def _fields_problem(record: Any) -> str | None:
     if schema not in _SCHEMAS:
         return f"schema must be {SCHEMA!r}, got {printable(schema)}"
     expected = set(_RULES)
-    missing = expected - set(record) - {"epsilon_lower_bound"}
-    if schema != SCHEMA:
+    missing = expected - set(record) - {"epsilon_lower_bound", "sums_digest"}
+    if schema in (SECOND_SCHEMA, FIRST_SCHEMA):
         missing -= {"separations"}
     if schema == FIRST_SCHEMA:
         missing -= {"evidence"}
@@ -146,20 +131,37 @@ def _fields_problem(record: Any) -> str | None:
 
 
 def _value_problem(record: dict[str, Any]) -> str | None:
-    for name, (rule, right) in _RULES.items():
+    for name, (rule, right) in _rules(record).items():
         value = record.get(name)
         if record["schema"] == FIRST_SCHEMA and name == "evidence" and value is None:
             continue
         if not rule(value):
             return f"{name} must be {right}, got {printable(value)}"
     stated = record.get("separations") is not None
-    if stated and record["schema"] != SCHEMA:
+    if stated and record["schema"] in (SECOND_SCHEMA, FIRST_SCHEMA):
         return f"separations must be None in {record['schema']}"
     name = record["mechanism"]["name"]
-    if stated == (name in mechanisms.MECHANISMS):
+    if stated == (_own_mechanism(record) is not None):
         needs = "must be None for" if stated else "are missing for"
         return f"separations {needs} the mechanism {printable(name)}"
     return None
+
+
+def _own_mechanism(record: dict[str, Any]) -> type[mechanisms.Mechanism] | None:
+    """The package's mechanism that a record names, as its format knows it; None for others."""
+    stated = record.get("mechanism")
+    name = stated.get("name") if isinstance(stated, dict) else None
+    if not isinstance(name, str) or (record["schema"] != SCHEMA and name in _NEW_MECHANISMS):
+        return None
+    return mechanisms.MECHANISMS.get(name)
+
+
+def _rules(record: dict[str, Any]) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """The rules for a record's fields: exact mechanisms claim 0, and no other may."""
+    own = _own_mechanism(record)
+    if own is None or not own.exact:
+        return _RULES
+    return _RULES | _EXACT_RULES | ({"sums_digest": _DIGEST_RULE} if own.of_sums else {})
 
 
 def _text_problem(record: dict[str, Any]) -> str | None:
@@ -202,6 +204,9 @@ def _text_problem(record: dict[str, Any]) -> str | None:
 def _size_problem(record: dict[str, Any]) -> str | None:
     """Whether numbers of steps agree, and are not beyond what is derived in seconds."""
     stated, scale = record["mechanism"], record["noise_scale"]
+    own = _own_mechanism(record)
+    if own is not None and own.exact:  # no steps; a head's lists are as long as it has classes
+        return None
     if record.get("separations") is not None:
         stated = record["separations"]
     planned = stated.get("steps", 1)
@@ -331,7 +336,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "delta": (_is_open_unit, "a number strictly between 0 and 1"),
     "mu": (_or_none(_from(0)), "None or a finite number of at least 0"),
     "total_variation": (_from(0, 1), "a number from 0 to 1"),
-    "accountant": (_one_of(ACCOUNTANTS), f"one of {', '.join(ACCOUNTANTS)}"),
+    "accountant": (_one_of(_NOISY_ACCOUNTANTS), f"one of {', '.join(_NOISY_ACCOUNTANTS)}"),
     "steps_run": (_counts(1), "a whole number of at least 1"),
     "evidence": (_one_of(EVIDENCE), f"one of {', '.join(map(repr, EVIDENCE))}"),
     "coverage": (_is_coverage, "parameters, leaves, dtypes, frozen, frozen_parameters"),
@@ -343,29 +348,20 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "finetune_steps": (_counts(0), "a whole number of at least 0"),
     "created": (_is_date, "a date such as 2026-01-31T12:00:00+00:00"),
     "params_digest": _DIGEST_RULE,
+    "sums_digest": (lambda value: value is None, "None but for a head of integer sums"),
     "record_digest": _DIGEST_RULE,
 }
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object names a field twice")
-    return found
-
-
-def _whole(text: str) -> int:
-    if len(text) > 31:
-        raise ValueError("a whole number has more than 30 digits")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is beyond float64")
-    return number
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number that a certificate may hold")
+_ZERO = (lambda value: _finite(value) and value == 0, "0 for a mechanism without noise")
+# Likewise of what is different for exact mechanisms, which no other may claim.
+_EXACT_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "separations": (lambda value: value is None, "None for a mechanism without noise"),
+    "noise_scale": _ZERO,
+    "epsilon": _ZERO,
+    "epsilon_lower_bound": (lambda value: value is None, "None for a mechanism without noise"),
+    "delta": _ZERO,
+    "mu": _ZERO,
+    "total_variation": _ZERO,
+    "accountant": (_one_of(("exact",)), "exact for a mechanism without noise"),
+    "steps_run": (_counts(0, 0), "0 for a mechanism without noise"),
+    "evidence": (_one_of((SAID,)), repr(SAID)),
+}

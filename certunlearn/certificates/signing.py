@@ -13,14 +13,13 @@ anything else are none on a certificate. The file's layout does not matter, ever
 
 import base64
 import binascii
-import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from certunlearn._numerics import files
-from certunlearn.certificates.record import Certificate
+from certunlearn.certificates.record import Certificate, as_record
 
 _PURPOSE = b"certunlearn certificate signature 1\n"
 _ENDING = ".sig"
@@ -30,7 +29,7 @@ _LONGEST = 10_000
 
 def message(certificate: Certificate) -> bytes:
     """The bytes that a signature is made of."""
-    record = dataclasses.asdict(certificate)
+    record = as_record(certificate)
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return _PURPOSE + text.encode("ascii")
 

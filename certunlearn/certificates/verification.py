@@ -10,9 +10,17 @@ from chex import ArrayTree
 
 from certunlearn import accounting
 from certunlearn._numerics import checks, files
-from certunlearn.certificates import claims, covered_leaves, issuing, record_format
+from certunlearn.certificates import (
+    claims,
+    covered_leaves,
+    head_claims,
+    issuing,
+    record_format,
+)
 from certunlearn.certificates.record import Certificate, record_digest
-from certunlearn.mechanisms import Mechanism, rounding
+from certunlearn.mechanisms import Mechanism, checked_noise, rounding
+from certunlearn.sums.kept import Kept
+from certunlearn.sums.statistics import Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,7 @@ def verify(
     params: ArrayTree | None = None,
     *,
     mechanisms: Sequence[type[Mechanism]] = (),
+    stats: Statistics | Kept | None = None,
 ) -> Verification:
     """Derives a certificate's claim again from what it records.
 
@@ -54,19 +63,22 @@ def verify(
       mechanisms: classes of your own. If the certificate is for one of them, by its name, the
         recorded separations must be what that class states for the recorded fields. Without it
         they are taken on trust, which the certificate's assumptions and the summary say.
+      stats: of a head of integer sums: the sums. Settings and digest must be the recorded ones, and
+        the head is computed from them again.
 
     Returns:
       A `Verification`: test it like a boolean; `problems` says what is wrong. Its texts are lines
       of printable ASCII, whatever the record or the parameters hold.
 
     Raises:
-      TypeError: if `certificate` is not a `Certificate`.
+      TypeError: if `certificate` is not a `Certificate`, or `stats` are no sums.
       ModuleNotFoundError: if the claim is by dp-accounting and that package is missing.
 
     Guarantee:
       A true outcome means that the recorded mechanism and noise give the recorded (epsilon,
       delta), provided the recorded assumptions hold, and, given `params`, that they are the ones
-      the certificate was issued for. It cannot tell whether the issuer told the truth; who that is
+      the certificate was issued for; given `stats`, that these are the head of these sums, bit for
+      bit. It cannot tell whether the issuer told the truth; who that is
       a signature tells (`certificates.signing`). Only the package's accountants are asked.
     """
     if not isinstance(certificate, Certificate):
@@ -77,6 +89,13 @@ def verify(
         problems = _params_problems(certificate, params)
     problems = problems or _class_problems(certificate, mechanisms)
     problems = problems or _claim_problems(certificate)
+    if not problems and stats is not None:
+        problems = head_claims.stats_problems(certificate, stats)
+    return outcome(certificate, problems)
+
+
+def outcome(certificate: Certificate, problems: list[str]) -> Verification:
+    """The outcome of a check that found these problems."""
     shown = tuple(record_format.printable(text, 1_000) for text in problems)
     # Of one that fails nothing is shown that it says of itself.
     summary = f"not verified: {shown[0]}" if shown else _summary(certificate)
@@ -110,7 +129,7 @@ def _claim_problems(certificate: Certificate) -> list[str]:
     try:
         planned, _, assumptions = claims.basis_in(certificate)
         run = planned.first(certificate.steps_run)
-        scale = checks.per_step("noise_scale", certificate.noise_scale, planned.steps)
+        scale = checked_noise(planned, certificate.noise_scale)
         run_scale = claims.first_steps(scale, certificate.steps_run)
         if certificate.assumptions != list(assumptions):
             return ["the assumptions are not those of the mechanism"]
@@ -202,27 +221,54 @@ def interval(certificate: Certificate) -> str:
 
 
 def _summary(certificate: Certificate) -> str:
-    record, covered = certificate.mechanism, certificate.coverage
-    planned = claims.basis_in(certificate).planned.steps
-    trusted = "" if certificate.separations is None else " (the issuer's own: separations on trust)"
-    noise = np.asarray(certificate.noise_scale)
-    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
-    lines = [
+    planned = claims.basis_in(certificate).planned
+    claim = (
         f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
-        f"{certificate.reference!r}, by the {certificate.accountant} accountant",
-        f"mechanism           {record['name']}{trusted}, {certificate.steps_run} of "
-        f"{planned} steps, then {certificate.finetune_steps} without noise",
-        f"noise scale         {noise_text} (standard deviation, parameter units)",
-        f"true epsilon        {interval(certificate)}",
-        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"{certificate.reference!r}, by the {certificate.accountant} accountant"
+    )
+    covered = certificate.coverage
+    lines = [
+        claim,
+        *(_exact_lines if planned.exact else _noisy_lines)(certificate, planned),
         f"covers              {covered['parameters']} parameters in {covered['leaves']} leaves "
         f"({', '.join(map(str, covered['dtypes']))}); frozen: {covered['frozen_parameters']}",
         f"retain / forget     {certificate.retain_size} / {certificate.forget_size} examples",
-        f"steps known by      {certificate.evidence}",
-        f"noise key           {certificate.key_source}",
+    ]
+    if not planned.exact:
+        lines += [
+            f"steps known by      {certificate.evidence}",
+            f"noise key           {certificate.key_source}",
+        ]
+    lines += [
         f"created             {certificate.created}",
         f"parameters SHA-256  {certificate.params_digest}",
-        "It holds provided that:",
-        *(f"  - {sentence}" for sentence in certificate.assumptions),
     ]
+    if certificate.sums_digest is not None:
+        lines.append(f"sums SHA-256        {certificate.sums_digest}")
+    lines += ["It holds provided that:", *(f"  - {each}" for each in certificate.assumptions)]
     return "\n".join(lines)
+
+
+def _exact_lines(certificate: Certificate, planned: Mechanism) -> list[str]:
+    """What was run without noise, and why nothing is left."""
+    name, steps = certificate.mechanism["name"], certificate.finetune_steps
+    trained = f", {steps} steps" if steps else ""
+    return [
+        f"mechanism           {name}{trained}, no noise",
+        f"exact               {planned.why_exact}",
+    ]
+
+
+def _noisy_lines(certificate: Certificate, planned: Mechanism) -> list[str]:
+    """What was run with noise, and what that leaves."""
+    name = certificate.mechanism["name"]
+    trusted = "" if certificate.separations is None else " (the issuer's own: separations on trust)"
+    noise = np.asarray(certificate.noise_scale)
+    noise_text = f"{noise:.6g}" if noise.ndim == 0 else f"{noise.min():.6g} to {noise.max():.6g}"
+    return [
+        f"mechanism           {name}{trusted}, {certificate.steps_run} of "
+        f"{planned.steps} steps, then {certificate.finetune_steps} without noise",
+        f"noise scale         {noise_text} (standard deviation, parameter units)",
+        f"true epsilon        {interval(certificate)}",
+        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+    ]

@@ -17,7 +17,7 @@ from chex import ArrayTree
 from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.batches import PoissonSampling
-from certunlearn._numerics.checks import PerStep
+from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.mechanisms import sentences
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from certunlearn.mechanisms.published import PublishedNoise
 
 REFERENCES = ("retrained", "center")
+# The exact minimiser of a convex objective on the retain data, with the same noise.
+MINIMIZER = "minimizer"
 
 
 class PlannedRun(NamedTuple):
@@ -68,6 +70,14 @@ class Mechanism(abc.ABC):
         rounding of noiseless steps counts (see `mechanisms.rounding`).
       start_radius: radius of the ball around the centre that starts are projected onto, in
         parameter units; None if they are not.
+      solve_to: the norm of the objective's gradient on all retain data that must be reached, and
+        verified, before the first step; None if nothing is solved. The noise is then added in
+        float64, and `unlearn` needs a `convex.ConvexLoss`.
+      exact: whether what is released is a function of retain data, public things and independent
+        randomness alone: epsilon = delta = 0 without noise. Such a mechanism has no noisy step and
+        no separations; accountant `"exact"` is for it.
+      of_sums: whether what is released is a function of integer sums, whose digest the certificate
+        must hold; `certunlearn.exact.certify` issues that.
 
     Guarantee:
       None by itself. A certificate for a mechanism holds if two runs of it, on the same batches and
@@ -103,6 +113,9 @@ class Mechanism(abc.ABC):
     takes_before_clip: bool = False
     watches_magnitudes: bool = False
     start_radius: float | None = None
+    solve_to: float | None = None
+    exact: bool = False
+    of_sums: bool = False
 
     @abc.abstractmethod
     def separations(self) -> "Separations | None":
@@ -156,6 +169,11 @@ class Mechanism(abc.ABC):
         """How recorded numbers of examples contradict the mechanism, a sentence each."""
         del retain_size, forget_size
         return []
+
+    @property
+    def why_exact(self) -> str:
+        """Of an exact mechanism: why nothing is left of what was deleted, in words for people."""
+        return "trained on retain data only"
 
     def published_noise(self) -> "PublishedNoise | None":
         """The closed form that was published for the method, if there is one."""
@@ -220,6 +238,11 @@ class Mechanism(abc.ABC):
         if run.centered and not self.uses_center:
             raise ValueError(f"center must be None: this {name} projects onto no ball")
 
+    def loss_problem(self, strong_convexity: float) -> str | None:
+        """Why a loss of this strong convexity is not what the separations rest on, or None."""
+        del strong_convexity
+        return None
+
     def rounding_problem(self, leaves: list[np.ndarray]) -> str | None:
         """Why the rounding of parameters like these breaks the separations, or None."""
         del leaves
@@ -247,6 +270,11 @@ def check(mechanism: object) -> Mechanism:
     if not dataclasses.is_dataclass(mechanism):
         raise TypeError(f"{type(mechanism).__name__} must be a frozen dataclass, to be recorded")
     stated = mechanism.separations()
+    if mechanism.exact and (stated is not None or mechanism.steps != 0):
+        raise ValueError(
+            f"{type(mechanism).__name__} must have steps = 0 and no separations to be exact, got "
+            f"steps = {mechanism.steps}: what needs noise is not exact"
+        )
     if stated is not None and (stated.steps, stated.reference) != (
         mechanism.steps,
         mechanism.reference,
@@ -256,6 +284,45 @@ def check(mechanism: object) -> Mechanism:
             f"reference={mechanism.reference!r}, got {stated.steps} and {stated.reference!r}"
         )
     return mechanism
+
+
+def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule | None) -> PerStep:
+    """A noise scale as one number or `[steps]` numbers; 0.0 for an exact mechanism, and no other.
+
+    Raises:
+      TypeError: if it is no number, nor a sequence or schedule of them.
+      ValueError: if noise is missing, not positive and finite, or has another length; or if it is
+        not 0 where there is none.
+    """
+    if mechanism.exact:
+        if noise_scale is not None and checks.real("noise_scale", noise_scale) != 0:
+            raise ValueError(
+                f"noise_scale must be 0 or None for {type(mechanism).__name__}, which adds no "
+                f"noise, got {noise_scale!r:.80}"
+            )
+        return 0.0
+    if noise_scale is None:
+        raise ValueError(f"noise_scale must be given for {type(mechanism).__name__}, got None")
+    return checks.per_step("noise_scale", noise_scale, mechanism.steps)
+
+
+def checked_delta(mechanism: Mechanism, delta: float | None) -> float:
+    """A delta strictly between 0 and 1; 0.0 for an exact mechanism, and no other.
+
+    Raises:
+      TypeError: if it is no number.
+      ValueError: if it is missing or out of range.
+    """
+    if mechanism.exact:
+        if delta is not None and checks.real("delta", delta) != 0:
+            raise ValueError(
+                f"delta must be 0 or None for {type(mechanism).__name__}, whose guarantee is "
+                f"epsilon = delta = 0, got {delta!r}"
+            )
+        return 0.0
+    if delta is None:
+        raise ValueError(f"delta must be given for {type(mechanism).__name__}, got None")
+    return checks.open_unit("delta", delta)
 
 
 def is_memoryless(mechanism: Mechanism) -> bool:

@@ -145,6 +145,11 @@ def noisy_sgd(
     ([0.0, 0.0], 2)
     """
     base.check(mechanism)
+    if mechanism.exact:
+        raise ValueError(
+            f"mechanism must have noisy steps, got {type(mechanism).__name__}, which is exact and "
+            "has none: train as you like, and use certunlearn.certify"
+        )
     _check_before_clip(mechanism, before_clip)
     if mechanism.steps >= gaussian_noise.LAST_COUNT:
         raise ValueError(
@@ -162,6 +167,8 @@ def noisy_sgd(
 
     def init(params: Any) -> NoisySgdState:
         trees.check_wide(params)
+        if mechanism.solve_to is not None:
+            _check_double(mechanism, params)
         if not schedules.is_traced(noise_scale):
             rounding.check_start(mechanism, noise_scale, params)
         if center is not None:
@@ -272,6 +279,17 @@ def _check_before_clip(
             f"declare {name}(..., memoryless=False). Its guarantee is then that of the last step, "
             "without the minimum over earlier ones"
         )
+
+
+def _check_double(mechanism: Mechanism, params: Any) -> None:
+    """Refuses parameters narrower than those whose gradient norm was verified."""
+    for leaf in jax.tree.leaves(params):
+        if jnp.asarray(leaf).dtype != jnp.float64:
+            raise ValueError(
+                f"params must be float64 for {type(mechanism).__name__}, within jax.enable_x64(), "
+                f"got {jnp.asarray(leaf).dtype}: the noise belongs on the very numbers whose "
+                "gradient norm was verified, and is rounded with them afterwards"
+            )
 
 
 def _where_noisy(mechanism: Mechanism, noise_scale: Any) -> Any:

@@ -49,7 +49,8 @@ class Separations(base.Mechanism):
         if nothing limits it.
       init_noise_scale: standard deviation of noise on the starts, in parameter units.
       memoryless: as for `GradientClipping`.
-      reference: `"retrained"` or `"center"`.
+      reference: `"retrained"`, `"center"`, or `"minimizer"`: the exact minimiser of an objective on
+        the retain data, for a method that minimises and runs by a `transform` or a loop of its own.
       transform: an Optax transform from the gradient to an update before its noise.
 
     Raises:
@@ -98,7 +99,7 @@ class Separations(base.Mechanism):
         )
         if self.diameter != math.inf:
             base.set_fields(self, diameter=checks.positive("diameter", self.diameter))
-        checks.choice("reference", self.reference, base.REFERENCES)
+        checks.choice("reference", self.reference, (*base.REFERENCES, base.MINIMIZER))
 
     @property
     def attackable(self) -> bool:  # type: ignore[override]
@@ -176,7 +177,16 @@ class Separations(base.Mechanism):
         return self.initial_distance / (2 if self.reference == "retrained" else 1)
 
     def start(self, params: ArrayTree, center: ArrayTree | None, key: jax.Array) -> ArrayTree:
-        """The projected parameters; the centre itself if starts are not apart."""
+        """The projected parameters; the centre itself if starts are not apart.
+
+        Raises:
+          ValueError: if the reference is a minimiser, near which no projection brings a start.
+        """
+        if self.transform is None and self.reference == base.MINIMIZER:
+            raise ValueError(
+                "reference must be 'retrained' or 'center' to be run, got 'minimizer': give the "
+                "method's own update as transform=..., or use PerturbedMinimizer"
+            )
         if self.transform is None and self.initial_distance == 0:
             params = jax.tree.map(jnp.zeros_like, params) if center is None else center
         started = super().start(params, center, key)

@@ -9,11 +9,14 @@ from certunlearn.mechanisms import base
 from certunlearn.mechanisms.base import Mechanism
 from certunlearn.mechanisms.descent_to_delete import DescentToDelete
 from certunlearn.mechanisms.dp_training import DPSGD
+from certunlearn.mechanisms.exact_head import ExactHead
 from certunlearn.mechanisms.gradient_clipping import GradientClipping
 from certunlearn.mechanisms.model_clipping import ModelClipping
 from certunlearn.mechanisms.output_perturbation import OutputPerturbation
+from certunlearn.mechanisms.perturbed_minimizer import PerturbedMinimizer
 from certunlearn.mechanisms.plain_separations import Separations
 from certunlearn.mechanisms.projected_noisy_sgd import ProjectedNoisySGD
+from certunlearn.mechanisms.retraining import Retraining
 from certunlearn.mechanisms.rewind_to_delete import RewindToDelete
 
 # The package's mechanisms, by name: those that `verify` trusts to have the separations they state.
@@ -27,6 +30,9 @@ MECHANISMS: dict[str, type[Mechanism]] = {
         DescentToDelete,
         RewindToDelete,
         DPSGD,
+        PerturbedMinimizer,
+        Retraining,
+        ExactHead,
         Separations,
     )
 }

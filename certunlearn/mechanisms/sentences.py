@@ -56,6 +56,18 @@ ANY_START = (
     "the release is as close as certified to the same procedure on the same remaining data; which "
     "examples were deleted may itself tell of them."
 )
+UNION = (
+    "What earlier releases say of examples that are deleted later no certificate covers, and which "
+    "examples were deleted may itself tell of them."
+)
+PUBLIC_MAP = (
+    "Features come from a public map that looks at one row alone: neither it nor any constant that "
+    "rows are centred, scaled, clipped or weighted by depends on the forget set."
+)
+DOWNSTREAM = (
+    "After a deletion everything that was computed from an earlier release, such as fine-tuned "
+    "models, shards and checkpoints, is redone from this one: nothing of it is kept."
+)
 # Of methods of the user's own.
 STATED_SEPARATIONS = (
     "Every update, before its noise, brings points that are r apart to points at most "
@@ -67,10 +79,14 @@ OWN_REQUEST = "A certificate is for one request; what several say together it do
 
 
 def compared(reference: str) -> str:
-    """The sentence that names the reference process of a method that starts from any model."""
+    """The sentence that names the reference process of a method."""
     start = {
         "retrained": "the same procedure started from a model trained without the forget set",
         "center": "the same procedure started from the centre itself",
+        "minimizer": (
+            "the exact minimiser of the objective on the retain data, with Gaussian noise of the "
+            "same standard deviation"
+        ),
     }[reference]
     return f"The guarantee compares the released parameters with {start}."
 

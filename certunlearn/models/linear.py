@@ -1,10 +1,12 @@
-"""Convex losses of linear models: logistic, softmax and ridge regression.
+"""What the convex losses of linear models share: bounded features, weights, the mean.
 
-Each loss states its constants, with their proof, for features of bounded norm. `clip_features`
-bounds the norm. Everything here raises TypeError or ValueError if an argument is of the wrong type
-or out of range.
+The losses are in `models.classification` and `models.regression`. Each states its constants, with
+their proof, for features of bounded norm. `clip_features` bounds the norm; `append_intercept` adds
+an intercept. Everything here raises TypeError or ValueError if an argument is of the wrong type or
+out of range.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +17,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks, norms, parallel
-from certunlearn.models import loss as losses
 from certunlearn.models.loss import ConvexLoss
 
 
@@ -42,107 +43,149 @@ def clip_features(features: ArrayLike, radius: float) -> jax.Array:
     return jax.vmap(lambda row: norms.clip_tree(row, radius).tree)(jnp.asarray(features))
 
 
-def logistic_regression(feature_norm: float, l2: float, classes: int | None = None) -> ConvexLoss:
-    """Logistic regression (two classes) or softmax regression, with an L2 term.
+def append_intercept(
+    features: ArrayLike, value: float = 1.0, *, regularized: bool = True
+) -> jax.Array:
+    """Appends a constant feature, whose parameter acts as an intercept.
 
     Args:
-      feature_norm: B, the largest L2 norm of an example's features. There is no intercept: for
-        one, append a constant feature before clipping.
-      l2: weight of the L2 term, positive.
-      classes: None or 2: params `[d]`, labels 0 and 1. k >= 3: params `[d, k]`, labels 0 to k - 1.
+      features: real numbers `[n, d]`, clipped before this.
+      value: v, the constant; positive and public.
+      regularized: True. An intercept that is not regularised is refused.
+
+    Returns:
+      `[n, d + 1]`, float32 or wider. With B the bound on the norm of `features`, the new one is
+      sqrt(B^2 + v^2) = `math.hypot(B, v)`: pass that as `feature_norm` of the loss.
+
+    Raises:
+      ValueError: if `regularized` is False.
 
     Guarantee:
-      For all parameters: m = l2; L = l2 + B^2/4 and G = B for two classes, L = l2 + B^2/2 and
-      G = sqrt(2) B for more. All are attained or approached. They hold for all finite data, as the
-      loss scales longer features down to norm B and knows no other labels: of two classes, those
-      above 0 are class 1; of more, a label that is no class has the loss log(sum exp(outputs)), of
-      gradient x p^T.
-      *Two classes.* The gradient is (s - y) x and the Hessian s (1 - s) x x^T, s in (0, 1) the
-      sigmoid of the logit: |s - y| < 1, 0 < s (1 - s) <= 1/4 and ||x x^T|| = ||x||^2 <= B^2.
-      *More.* The gradient is x (p - e_y)^T, of norm ||x|| ||p - e_y||, and ||p - e_y||^2 =
-      (1 - p_y)^2 + sum_{j != y} p_j^2 <= 2 (1 - p_y)^2 <= 2. The Hessian is the Kronecker product
-      of x x^T and diag(p) - p p^T. For any v, v^T (diag(p) - p p^T) v is the variance of v_j when
-      j has law p: at least 0, and at most (max v - min v)^2 / 4 (Popoviciu), which is at most
-      ||v||^2 / 2 as (a - b)^2 <= 2 (a^2 + b^2). The L2 term adds l2 to every eigenvalue.
+      The intercept is b = v w[-1], so the L2 term holds l2/2 (b / v)^2: all constants of the loss
+      hold, with the new norm. A larger v regularises the intercept less and makes L and G larger.
+      *Why not without:* the curvature of the objective along an unregularised intercept is the mean
+      of the examples' curvatures, and that mean has no positive lower bound: of confident logistic
+      outputs it tends to 0. Then m = 0, minimisers need not exist, and one deletion may move the
+      intercept arbitrarily far.
 
-    >>> loss = logistic_regression(feature_norm=2.0, l2=0.1)
-    >>> loss.strong_convexity, loss.smoothness, loss.gradient_bound
-    (0.1, 1.1, 2.0)
+    >>> print(append_intercept(jnp.array([[3.0, 4.0]]), value=2.0))
+    [[3. 4. 2.]]
     """
-    bound, l2 = checks.positive("feature_norm", feature_norm), checks.positive("l2", l2)
-    count = 2 if classes is None else checks.positive_int("classes", classes)
-    if count < 2:
-        raise ValueError(f"classes must be at least 2, got {count}")
-    binary = count == 2
-    rule = f"targets must be labels from 0 to {count - 1}"
+    value = checks.positive("value", value)
+    if not checks.flag("regularized", regularized):
+        raise ValueError(
+            "regularized must be True, got False: without its L2 term the objective is not "
+            "strongly convex along the intercept, so nothing bounds how far a deletion moves it. "
+            "A larger value regularises it less: its L2 term is l2/2 (intercept / value)^2"
+        )
+    features = checks.numbers("features", features)
+    if np.ndim(features) != 2:
+        raise ValueError(f"features must be of shape [n, d], got {np.shape(features)}")
+    features = jnp.asarray(features)
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    column = jnp.full((len(features), 1), value, dtype)
+    return jnp.concatenate([features.astype(dtype), column], axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Link:
+    """An example's loss as a function of its outputs z = x^T w, and what is proved of it.
+
+    Attributes:
+      each: `each(outputs, targets) -> [n]`, convex in the outputs.
+      curvature: bound on the largest eigenvalue of its Hessian in z, for all z.
+      slope: bound on the norm of its gradient in z, for all params of norm at most `radius`.
+      labels: whether targets are `[n]`, also where outputs are `[n, k]`.
+      check_targets: as `ConvexLoss` has it.
+      outputs, radius, solution_norm: as `ConvexLoss` has them.
+    """
+
+    each: Callable[[jax.Array, jax.Array], jax.Array]
+    curvature: float
+    slope: float
+    labels: bool
+    check_targets: Callable[[np.ndarray], None]
+    outputs: int | None = None
+    radius: float = math.inf
+    solution_norm: float = math.inf
+
+
+def linear_loss(link: Link, *, bound: float, l2: float, largest_weight: float | None) -> ConvexLoss:
+    """The loss of a linear model with an L2 term, and its constants.
+
+    Guarantee:
+      With z = W^T x, an example's gradient is x (grad each)^T, of norm ||x|| ||grad each||, and its
+      Hessian is the Kronecker product of x x^T and the Hessian of `each`, with eigenvalues between
+      0 and ||x||^2 times the largest of that. A weight between 0 and `largest_weight` multiplies
+      both. Means over n keep the bounds, and the L2 term adds l2 to every eigenvalue. So m = l2,
+      L = l2 + W B^2 curvature and G = W B slope, with W the largest weight, or 1.
+    """
+    weight = largest_of(largest_weight)
+    output_loss = functools.partial(_output_loss, link.each, link.labels, largest_weight)
     return ConvexLoss(
-        loss_fn=functools.partial(
-            _mean_loss, losses.logistic if binary else losses.softmax, l2=l2, bound=bound
-        ),
+        loss_fn=functools.partial(_mean_loss, output_loss, l2=l2, bound=bound),
         strong_convexity=l2,
-        smoothness=l2 + bound**2 / (4 if binary else 2),
-        gradient_bound=bound if binary else math.sqrt(2) * bound,
+        smoothness=l2 + weight * (bound**2 * link.curvature),
+        gradient_bound=weight * (bound * link.slope),
         l2=l2,
         feature_norm=bound,
-        outputs=None if binary else count,
-        check_targets=lambda y: losses.require(np.isin(y, np.arange(count)), rule, y),
+        outputs=link.outputs,
+        check_targets=link.check_targets,
+        radius=link.radius,
+        solution_norm=link.solution_norm,
+        output_loss=output_loss,
+        largest_weight=None if largest_weight is None else weight,
     )
 
 
-def ridge_regression(
-    feature_norm: float, target_norm: float, l2: float, radius: float | None = None
-) -> ConvexLoss:
-    """Least squares, 1/2 (x^T w - y)^2 averaged over the examples, with an L2 term; params `[d]`.
+def largest_of(largest_weight: float | None) -> float:
+    """The checked largest weight of an example: 1 without weights."""
+    return 1.0 if largest_weight is None else checks.positive("largest_weight", largest_weight)
 
-    Args:
-      feature_norm: B, the largest L2 norm of an example's features.
-      target_norm: Y, the largest magnitude of a target, in the targets' own precision.
-      l2: weight of the L2 term, positive.
-      radius: where G is to hold; None: `target_norm / sqrt(l2)`, twice the largest norm of a
-        minimiser; at least that norm.
 
-    Guarantee:
-      m = l2 and L = l2 + B^2 for all parameters, as an example's Hessian is x x^T; as with
-      `logistic_regression`, for all finite data: the loss scales longer features down, and clips
-      targets to [-Y, Y].
-      G = (B radius + Y) B *only* where ||params|| <= radius: the gradient is x (x^T w - y), of norm
-      at most B (B ||w|| + Y). It has no bound for all w; `stability_distance` needs none.
-      Every minimiser w* of the objective F, over any data within the bounds, has norm at most
-      Y / sqrt(l2), as l2/2 ||w*||^2 <= F(w*) <= F(0) <= Y^2 / 2. Half of that holds too: with A and
-      b the features and targets over sqrt(n), ||b|| <= Y and w* = (A^T A + l2)^-1 A^T b, of norm at
-      most max_s s / (s^2 + l2) ||b|| <= ||b|| / (2 sqrt(l2)) over the singular values s of A.
-
-    >>> loss = ridge_regression(feature_norm=1.0, target_norm=2.0, l2=0.25)
-    >>> loss.smoothness, loss.gradient_bound  # the bound where ||params|| <= 4
-    (1.25, 6.0)
-    """
-    bound, l2 = checks.positive("feature_norm", feature_norm), checks.positive("l2", l2)
-    target = checks.positive("target_norm", target_norm)
-    radius = target / math.sqrt(l2) if radius is None else checks.positive("radius", radius)
-    solution_norm = target / (2 * math.sqrt(l2))
+def least_radius(radius: float | None, solution_norm: float, formula: str) -> float:
+    """The radius, or twice the largest norm of a minimiser; ValueError if it is below that norm."""
+    if radius is None:
+        return 2 * solution_norm
+    radius = checks.positive("radius", radius)
     if radius < solution_norm:
         raise ValueError(
-            f"radius must be at least target_norm / (2 sqrt(l2)) = {solution_norm!r}, the largest "
-            f"norm of a minimiser, got {radius!r}"
+            f"radius must be at least {formula} = {solution_norm!r}, the largest norm of a "
+            f"minimiser, got {radius!r}"
         )
-    rule = f"targets must be of magnitude at most target_norm = {target!r}"
-    return ConvexLoss(
-        loss_fn=functools.partial(
-            _mean_loss, functools.partial(_squares, largest=target), l2=l2, bound=bound
-        ),
-        strong_convexity=l2,
-        smoothness=l2 + bound**2,
-        gradient_bound=(bound * radius + target) * bound,
-        l2=l2,
-        feature_norm=bound,
-        check_targets=lambda y: losses.require(np.abs(y) <= target, rule, y),
-        radius=radius,
-        solution_norm=solution_norm,
-    )
+    return radius
+
+
+def row_scales(features: jax.Array, bound: float) -> jax.Array:
+    """What brings longer rows down to norm `bound`, so that the constants hold for any."""
+    lengths = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1))
+    return bound / jnp.maximum(lengths, bound)
+
+
+def _output_loss(
+    each: Callable[[jax.Array, jax.Array], jax.Array],
+    labels: bool,
+    largest_weight: float | None,
+    outputs: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None,
+) -> jax.Array:
+    shape = outputs.shape[:1] if labels else outputs.shape
+    if targets.shape != shape:  # broadcasting [n] against [n, 1] would pair all with all
+        raise ValueError(f"targets must be of shape {shape}, got {targets.shape}")
+    example_losses = each(outputs, targets.astype(outputs.dtype))
+    if largest_weight is None:
+        return example_losses
+    if weights is None or weights.shape != outputs.shape[:1]:
+        got = "none" if weights is None else f"shape {weights.shape}"
+        raise ValueError(
+            f"weights of shape {outputs.shape[:1]} must follow features and targets, got {got}"
+        )
+    return jnp.clip(weights.astype(outputs.dtype), 0, largest_weight) * example_losses
 
 
 def _mean_loss(
-    each: Callable[[jax.Array, jax.Array], jax.Array],
+    output_loss: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
     params: ArrayLike,
     batch: Sequence[ArrayLike],
     *,
@@ -155,17 +198,8 @@ def _mean_loss(
     features = features.astype(dtype)
     # Full precision: accelerators may otherwise multiply in 10 or 8 bits, off the constants.
     outputs = jnp.matmul(features, params.astype(dtype), precision="highest")
-    # As if longer features had been scaled down, so that the constants hold for any.
-    lengths = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1))
-    scales = bound / jnp.maximum(lengths, bound)
+    scales = row_scales(features, bound)
     outputs = outputs * scales.reshape(scales.shape + (1,) * (outputs.ndim - scales.ndim))
-    targets = jnp.asarray(batch[1])
-    shape = outputs.shape[:1] if each is losses.softmax else outputs.shape
-    if targets.shape != shape:  # broadcasting [n] against [n, 1] would pair all with all
-        raise ValueError(f"targets must be of shape {shape}, got {targets.shape}")
-    example_losses = each(outputs, targets.astype(dtype))
+    weights = jnp.asarray(batch[2]) if len(batch) > 2 else None
+    example_losses = output_loss(outputs, jnp.asarray(batch[1]), weights)
     return jnp.mean(example_losses) + l2 / 2 * jnp.sum(jnp.square(params.astype(dtype)))
-
-
-def _squares(outputs: jax.Array, targets: jax.Array, *, largest: float) -> jax.Array:
-    return jnp.square(outputs - jnp.clip(targets, -largest, largest)) / 2

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 from jax.typing import ArrayLike, DTypeLike
 
 from certunlearn._numerics import checks
@@ -27,7 +28,7 @@ class ConvexLoss:
 
     A loss of a linear model has a `feature_norm`: it can make its own start (`init`) and check data
     (`check_data`), and `gradient_descent` trains it. A loss of another model has none and refuses
-    these.
+    these. Calling a loss, `loss(params, batch)`, is calling its `loss_fn`.
 
     Args:
       loss_fn: `loss_fn(params, batch)`: the mean over the batch's examples, plus
@@ -44,11 +45,17 @@ class ConvexLoss:
       radius: where G holds; infinity for everywhere. m and L hold everywhere.
       solution_norm: the largest norm of a minimiser, on any data; at most `radius`, as G must hold
         there. Needed only if `radius` is finite.
+      output_loss: of a linear model: `output_loss(outputs, targets, weights) -> [n]`, each
+        example's loss as a function of its outputs `[n]` or `[n, outputs]`; weights are None, or
+        `[n]` with a `largest_weight`. `loss_fn` must be its mean, plus the L2 term. None: solvers
+        differentiate `loss_fn` itself, which takes longer.
+      largest_weight: of a linear model: batches are `(features, targets, weights)`, with weights
+        `[n]` between 0 and this number. None: batches have no weights.
 
     Raises:
       TypeError: if `loss_fn` is not callable, or a constant is not a number.
-      ValueError: if a constant is out of range, or `outputs` or `check_targets` are given without
-        `feature_norm`.
+      ValueError: if a constant is out of range, or `outputs`, `check_targets`, `output_loss` or
+        `largest_weight` are given without `feature_norm`.
 
     >>> loss = ConvexLoss(
     ...     loss_fn=lambda w, batch: jnp.mean(batch[0] @ w) + 0.25 * jnp.sum(w**2),
@@ -68,6 +75,12 @@ class ConvexLoss:
     check_targets: Callable[[np.ndarray], None] | None = None
     radius: float = math.inf
     solution_norm: float = math.inf
+    output_loss: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array] | None = None
+    largest_weight: float | None = None
+
+    def __call__(self, params: ArrayTree, batch: Sequence[ArrayTree]) -> jax.Array:
+        """`loss_fn(params, batch)`: the loss of a batch, L2 term included."""
+        return self.loss_fn(params, batch)
 
     def __post_init__(self) -> None:
         """Checks every constant."""
@@ -78,11 +91,15 @@ class ConvexLoss:
         checks.positive("l2", self.l2)
         if self.feature_norm is not None:
             checks.positive("feature_norm", self.feature_norm)
-        elif self.outputs is not None or self.check_targets is not None:
+        elif any(f is not None for f in (self.outputs, self.check_targets, self.output_loss)) or (
+            self.largest_weight is not None
+        ):
             raise ValueError(
-                "feature_norm must be given with outputs or check_targets, which belong to linear "
-                "models, got None"
+                "feature_norm must be given with outputs, check_targets, output_loss or "
+                "largest_weight, which belong to linear models, got None"
             )
+        if self.largest_weight is not None:
+            checks.positive("largest_weight", self.largest_weight)
         if self.radius != math.inf:
             largest = checks.positive("radius", self.radius)
             least = checks.real("solution_norm", self.solution_norm)
@@ -106,30 +123,38 @@ class ConvexLoss:
         """Refuses concrete `data` that break the bounds that the constants rest on.
 
         Args:
-          data: `(features [n, d], targets [n, ...])`.
+          data: `(features [n, d], targets [n, ...])`, and weights `[n]` if the loss has them.
 
         Raises:
-          TypeError: if `data` are not two arrays of numbers.
+          TypeError: if `data` are not two arrays of numbers, or three.
           ValueError: if their shapes disagree, they break a bound, or the loss is not one of a
             linear model.
         """
         feature_norm = self.require_linear(
             "what Linearized.scales returns for the inputs keeps the bounds"
         )
-        if not (isinstance(data, tuple | list) and len(data) == 2):
-            raise TypeError(
-                f"data must be (features [n, d], targets [n, ...]), got {checks.shown(data)}"
-            )
+        weighted = self.largest_weight is not None
+        wanted = f"(features [n, d], targets [n, ...]{', weights [n]' if weighted else ''})"
+        if not (isinstance(data, tuple | list) and len(data) == 2 + weighted):
+            raise TypeError(f"data must be {wanted}, got {checks.shown(data)}")
         features = np.asarray(checks.numbers("features", data[0]))
         targets = np.asarray(checks.numbers("targets", data[1]))
         if features.ndim != 2 or len(features) == 0 or targets.shape[:1] != features.shape[:1]:
             shapes = f"shapes {features.shape} and {targets.shape}"
-            raise ValueError(f"data must be (features [n, d], targets [n, ...]), got {shapes}")
+            raise ValueError(f"data must be {wanted}, got {shapes}")
         lengths = np.linalg.norm(features.astype(np.float64), axis=1)
         rule = f"features must have norm at most feature_norm = {feature_norm} (clip_features)"
         require(lengths <= feature_norm * (1 + _NORM_ROUNDING), rule, lengths)
         if self.check_targets is not None:
             self.check_targets(targets)
+        if self.largest_weight is not None:
+            weights = np.asarray(checks.numbers("weights", data[2]))
+            if weights.shape != features.shape[:1]:
+                raise ValueError(
+                    f"weights must be of shape {features.shape[:1]}, got {weights.shape}"
+                )
+            rule = f"weights must be between 0 and largest_weight = {self.largest_weight!r}"
+            require((weights >= 0) & (weights <= self.largest_weight), rule, weights)
 
     def require_linear(self, remedy: str) -> float:
         """The feature norm, or ValueError with what to do instead."""

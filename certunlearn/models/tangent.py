@@ -100,7 +100,10 @@ class Linearized:
           scales: `[batch]`, what `scales` returned for these inputs. Others void the constants.
 
         Returns:
-          Outputs in float32 or wider. An example of scale 0 has outputs 0, whatever w: its inputs,
+          Outputs in float32 or wider. If a leaf of `w` is float64, the network runs at float64
+          copies of the public weights and inputs, which are the same numbers: where `apply_fn`
+          computes in the dtype of its parameters, rounding is then that of float64. An example of
+          scale 0 has outputs 0, whatever w: its inputs,
           maybe NaN, are replaced by zeros and do not spoil the batch's gradient.
 
         Raises:
@@ -114,9 +117,10 @@ class Linearized:
         usable = scales > 0
         keep = jax.vmap(lambda flag, value: jnp.where(flag, value, jnp.zeros_like(value)))
         inputs = jax.tree.map(lambda leaf: keep(usable, jnp.asarray(leaf)), inputs)
-        outputs, slope = jax.jvp(
-            lambda p: self._outputs(p, inputs, size), (self.public_params,), (self._like_params(w),)
-        )
+        center, w = self.public_params, self._like_params(w)
+        if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(w)):
+            center, w, inputs = (jax.tree.map(_widened, tree) for tree in (center, w, inputs))
+        outputs, slope = jax.jvp(lambda p: self._outputs(p, inputs, size), (center,), (w,))
         return keep(usable, outputs + jax.vmap(jnp.multiply)(scales.astype(slope.dtype), slope))
 
     def logistic_loss(self, l2: float, binary: bool = False) -> ConvexLoss:
@@ -130,8 +134,9 @@ class Linearized:
         Returns:
           A `ConvexLoss` with `loss_fn(w, (inputs, scales, labels))`: scales as `scales` gives them,
           labels `[batch]`. A label that is no class (-1, say) has the loss log(sum exp(outputs)).
-          The loss has no `feature_norm`, so `gradient_descent` and `gradient_norm` refuse it: the
-          network's own rounding has no known bound. Descend with Optax from `zeros()`.
+          The loss has no `feature_norm`, so `gradient_descent` refuses it: the network's own
+          rounding has no known bound. Descend with Optax from `zeros()`, or use
+          `solvers.minimize` with an `allowance` for that rounding.
 
         Raises:
           TypeError: if `l2` is not a number, or `binary` not a bool.
@@ -198,7 +203,7 @@ class Linearized:
         )
         if given != wanted:
             raise ValueError(f"w must have the leaves of public_params, {wanted}, got {given}")
-        return jax.tree.map(lambda p, leaf: jnp.asarray(leaf, p.dtype), self.public_params, w)
+        return jax.tree.map(_at_least, self.public_params, w)
 
 
 jax.tree_util.register_dataclass(Linearized, ["public_params"], ["apply_fn", "radius"])
@@ -244,6 +249,15 @@ def linearized(
     trees.check_wide(public_params)
     trees.check_finite("public_params", public_params)
     return Linearized(apply_fn, jax.tree.map(jnp.asarray, public_params), radius)
+
+
+def _at_least(like: jax.Array, leaf: ArrayLike) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    return leaf if leaf.dtype == jnp.float64 else leaf.astype(like.dtype)
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _batch_size(inputs: ArrayTree) -> int:

@@ -1,1 +1,6 @@
-"""Training of convex losses, and bounds on how far deletions move its result."""
+"""Minimisation of convex losses to a verified gradient norm, by any solver."""
+
+from certunlearn.solvers.kept_factors import Curvature, factorize
+from certunlearn.solvers.minimizing import Minimized, minimize
+
+__all__ = ["Curvature", "Minimized", "factorize", "minimize"]

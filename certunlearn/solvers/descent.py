@@ -8,11 +8,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks, norms
 from certunlearn._numerics.curvature import contraction
 from certunlearn.models.loss import ConvexLoss
+from certunlearn.solvers.data_blocks import Data
+from certunlearn.solvers.data_passes import flatten, objective
 
 
 class DataDependentSteps(int):
@@ -33,36 +36,42 @@ class Trained(NamedTuple):
     steps: int
 
 
-def gradient_norm(loss: ConvexLoss, params: ArrayLike, data: Sequence[ArrayLike]) -> float:
+def gradient_norm(
+    loss: ConvexLoss, params: ArrayTree, data: Data, *, allowance: float | None = None
+) -> float:
     """An upper bound on the objective's gradient norm, L2 term included. Private, like the data.
 
     Args:
-      loss: a loss of a linear model, whose bounds `data` must keep.
-      params: concrete parameters, `[d]` or `[d, outputs]`.
-      data: `(features [n, d], targets)`, all training examples.
+      loss: a loss of a linear model, whose bounds `data` must keep; or another, with an allowance.
+      params: concrete parameters, `[d]` or `[d, outputs]`, or a tree, in any dtype.
+      data: all training examples, `(features [n, d], targets)`, or batches of them, as for
+        `solvers.minimize`.
+      allowance: of a loss that is not one of a linear model: what its gradient in float64 may err
+        by, relative to G + L ||params||. It is added to the bound, which rests on it.
 
     Raises:
       ValueError: if shapes disagree, `data` break a bound, the gradient is not finite, or the loss
-        is not one of a linear model.
+        is not one of a linear model and there is no allowance.
 
     Guarantee:
-      At least the exact gradient norm at the given numbers, for the losses of `models.linear`. As
-      large terms cancel in it, errors of float32 (or of accelerators' narrower products) would be
-      larger than a trained model's gradient. Hence it is computed in float64, and 2 (n + p + 64) u
-      (G + L ||params||) is added, u = 2^-53 and p the number of parameters: to first order logits
-      err by p u B ||params||, moving gradients by at most p u L ||params||; residuals by another
-      (p + 20) u, times B; the scales of rows of norm B by (p / 2 + 3) u, in logits and in
-      gradients; the mean by n u times an example's gradient, at most G + L ||params||; the L2 term
-      by 3 u.
+      At least the exact gradient norm at the given numbers, for the losses of `models`. As large
+      terms cancel in it, errors of float32 (or of accelerators' narrower products) would be larger
+      than a trained model's gradient. Hence it is computed in float64, and
+      2 (r + b + d + o + 64) u (G + L ||params||) is added, u = 2^-53, o the number of outputs, b
+      the number of blocks that the data are cut into and r the rows of the longest: to first order
+      an example's logits err by d u B ||params||, moving gradients by at most d u L ||params||;
+      residuals by another (o + 20) u, times G + L ||params||; the scales of rows of norm B by
+      (d / 2 + 3) u, in logits and in gradients; sums within a block, in any order, by r u times an
+      example's gradient, at most G + L ||params||, and sums over blocks by b u times that; the L2
+      term by 3 u.
 
     >>> from certunlearn import convex
     >>> loss = convex.logistic_regression(feature_norm=1.0, l2=1.0)
     >>> round(gradient_norm(loss, jnp.array([0.0]), (jnp.array([[1.0]]), jnp.array([1]))), 6)
     0.5
     """
-    params = _prepare(loss, params, data)
-    with jax.enable_x64(True):
-        bound = float(_gradient(loss, params, tuple(data))[1])
+    aim = objective(loss, params, data, allowance)
+    bound = aim.at(flatten(params), check=True).bound
     if not math.isfinite(bound):
         raise ValueError("params must give a finite gradient, got one that is not")
     return bound

@@ -108,6 +108,27 @@ def noisy_steps(
     return run
 
 
+def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, StepStats]]:
+    """Compiles the step of a mechanism that has minimised before: its noise, on no gradient.
+
+    Called like what `noisy_steps` returns. It looks at no data, and has no numbers to show.
+    """
+
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    def run(
+        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
+    ) -> tuple[Carry, StepStats]:
+        del data, order, position, step, count
+        leaves, opt_state = carry
+        zeros = jax.tree.map(jnp.zeros_like, leaves)
+        updates, opt_state = tx.update(zeros, opt_state, leaves)
+        none = jnp.zeros(0, jnp.float32)
+        stats = StepStats(none, none, jnp.zeros(0, jnp.int32))
+        return (optax.apply_updates(leaves, updates), opt_state), stats
+
+    return run
+
+
 def calls(
     key: jax.Array,
     size: int,

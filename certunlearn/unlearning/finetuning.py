@@ -74,7 +74,7 @@ def _finetuned(
     interrupted: Callable[[], bool],
     advance: Callable[[int], object],
 ) -> Finetuned:
-    trainable, evaluations = noisy.carry[0], Evaluations(prepared)
+    trainable, evaluations = noisy.trainable, Evaluations(prepared)
     losses: list[jax.Array] = []
     tuning, examples = prepared.tuning, prepared.examples
     if tuning is not None and noisy.step == prepared.mechanism.steps:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from chex import ArrayTree
 
-from certunlearn._numerics import files
+from certunlearn._numerics import files, trees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,22 @@ class Split:
                     f"where params have {np.shape(mine)}"
                 )
         return self._masked(leaves)
+
+    def replaced(self, name: str, tree: ArrayTree) -> "Split":
+        """The same split of another tree of the same structure and shapes, in these dtypes.
+
+        Raises:
+          TypeError, ValueError: naming the argument `name`, if it does not fit, or holds anything
+            but finite real numbers.
+        """
+        self.like_params(name, tree)
+        leaves = [
+            jnp.asarray(leaf, mine.dtype)
+            for mine, leaf in zip(self.leaves, jax.tree.leaves(tree), strict=True)
+        ]
+        other = dataclasses.replace(self, leaves=leaves)
+        trees.check_finite(name, other.by_name)
+        return other
 
     def merge(self, trainable: ArrayTree) -> ArrayTree:
         """The whole tree with these trained leaves and the frozen ones."""

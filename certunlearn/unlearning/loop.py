@@ -26,8 +26,8 @@ def unlearn(
     retain_data: ArrayTree,
     mechanism: Mechanism,
     *,
-    delta: float,
-    batch_size: int,
+    delta: float | None = None,
+    batch_size: int | None = None,
     epsilon: float | None = None,
     noise_scale: ScalarOrSchedule | None = None,
     key: jax.Array | None = None,
@@ -41,7 +41,9 @@ def unlearn(
 
     For `GradientClipping`: projects `params` onto the mechanism's ball, runs its noisy steps on
     retain data, then optionally fine-tunes without noise; for other mechanisms, what their
-    docstrings say. Every step is tried by its shapes first, so that what cannot work is refused
+    docstrings say. `PerturbedMinimizer` minimises a `ConvexLoss` on all retain data, verifies the
+    gradient norm, and adds its noise. `Retraining` trains from the centre, by `finetune` alone.
+    Every step is tried by its shapes first, so that what cannot work is refused
     before any noise. Ctrl-C or SIGTERM ends the run early between two steps; the result then
     certifies what was really run, and `history.state` can be resumed.
 
@@ -57,15 +59,16 @@ def unlearn(
       retain_data: pytree of arrays with a common leading axis, all in memory; no forget data.
       mechanism: what the noisy steps do: any `Mechanism`, of this package or your own. With `DPSGD`
         this is the training itself, on all the data.
-      delta: the certificate's delta.
+      delta: the certificate's delta; needed unless the mechanism is exact (0).
       batch_size: examples in a batch; for `DPSGD` that of the mechanism, for `RewindToDelete` all.
+        `PerturbedMinimizer` needs one for `finetune` only.
       epsilon: the certificate's epsilon; the noise is calibrated to it. Or give
       noise_scale: standard deviation of the noise in parameter units, a number, `[steps]` numbers
         or a schedule; epsilon then follows from it.
       key: None draws keys from the operating system. A given key makes the run reproducible, for
         experiments; the certificate records which.
       center: the public centre, structured like `params`; zero if None. It must not depend on the
-        forget set.
+        forget set. For `Retraining` it is the public start, and needed.
       finetune: noiseless steps on retain data after the noisy ones: a `Finetune`, or the tuple
         (Optax optimizer, steps).
       accountant: see `certunlearn.epsilon`; None for the one that asks for the least noise.

@@ -13,6 +13,7 @@ from certunlearn.mechanisms import Mechanism
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.run_options import Options
+from certunlearn.unlearning.solving import Solved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,9 @@ class Prepared:
       keys: of noise, batches and fine-tuning batches.
       key_source: how they were drawn.
       start: parameters and optimizer state to start from, for one run.
-      noisy: the compiled noisy steps.
+      solve: minimises the objective from the start and verifies that it has; None if the mechanism
+        solves nothing.
+      noisy: the compiled noisy steps; None if the mechanism has none.
       tuning: the fine-tuning, or None.
       plan: computes the digests of what the run depends on.
       trained_digest: SHA-256 of the trained parameters.
@@ -114,7 +117,8 @@ class Prepared:
     keys: Keys
     key_source: str
     start: Start
-    noisy: Callable[..., tuple[Carry, StepStats]]
+    solve: Callable[[ArrayTree], Solved] | None
+    noisy: Callable[..., tuple[Carry, StepStats]] | None
     tuning: Tuning | None
     plan: Callable[[], dict[str, str]]
     trained_digest: str

@@ -22,6 +22,7 @@ from certunlearn.unlearning import (
     other_state,
     rehearsal,
     resuming,
+    solving,
 )
 from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
 from certunlearn.unlearning.private_history import UnlearningState
@@ -42,8 +43,8 @@ def prepare(
     retain_data: ArrayTree,
     mechanism: Mechanism,
     *,
-    delta: float,
-    batch_size: int,
+    delta: float | None = None,
+    batch_size: int | None = None,
     epsilon: float | None = None,
     noise_scale: ScalarOrSchedule | None = None,
     key: jax.Array | None = None,
@@ -78,18 +79,20 @@ def prepare(
 
     Raises:
       TypeError: if an argument is not of the right kind.
-      ValueError: if an argument is out of range, or a step cannot work.
+      ValueError: if an argument is out of range or missing, or a step cannot work.
 
     Guarantee:
       None yet: nothing of it may leave. It holds the trained model and the keys.
     """
     mechanism, more = mechanisms.check(mechanism), as_options(options)
     inputs.function("loss_fn", loss_fn, "f(params, batch) -> scalar")
+    solving.check(mechanism, loss_fn, more)
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
     tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
     if more.resume is not None and key is not None:
         raise ValueError("key must be None with resume: the saved state carries the keys")
+    delta = mechanisms.checked_delta(mechanism, delta)
     given = other_state.extract_params(params, more.recompute_state)
     split = _split(given, more.frozen)
     examples = _examples(retain_data, batch_size, mechanism, more)
@@ -104,21 +107,24 @@ def prepare(
     )
     if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
         raise ValueError("; ".join(problems))
-    stop = inputs.stop_after(more.stop_after, mechanism.steps)
-    mechanism.first(stop)  # not every one can stop early
+    stop = _stop(mechanism, more)
     center = None if center is None else inputs.arrays("center", center)
+    if mechanism.exact:  # which trains from the centre: of the trained model it gets the structure
+        split = split.replaced("center", center)
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
     _try_losses(loss_fn, None if tuning is None else tuning.loss_fn, split, examples)
     keys, key_source = _keys(key, more.resume)
-    start = mechanism.start(split.trainable, middle, keys.noise)
-    rounding.check(mechanism, scale, jax.tree.leaves(start))
-    tx = noisy_sgd(mechanism, scale, key=keys.noise, center=middle, before_clip=more.before_clip)
-    carry: compiled_steps.Carry = compiled_steps.owned((start, tx.init(start)))
     plan = functools.cache(lambda: _plan(mechanism, scale, split, examples, center))
-    if more.resume is not None:
-        carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
+    with solving.precision(mechanism):
+        start = mechanism.start(split.trainable, middle, keys.noise)
+        rounding.check(mechanism, scale, jax.tree.leaves(start))
+        tx = _optimizer(mechanism, scale, keys, middle, more)
+        carry = _carry(mechanism, start, tx)
+        if more.resume is not None:
+            carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
+        noisy = _noisy_steps(loss_fn, split, tx, mechanism, examples, keys, carry, more)
     return Prepared(
         mechanism=mechanism,
         noise_scale=scale,
@@ -133,12 +139,68 @@ def prepare(
         keys=keys,
         key_source=key_source,
         start=Start(carry),
-        noisy=_noisy_steps(loss_fn, split, tx, mechanism, examples, keys, carry, more),
+        solve=_solver(mechanism, loss_fn, split, retain_data, more),
+        noisy=noisy,
         tuning=_tuning(tuning, tuning_loss, split, examples, keys, start),
         plan=plan,
         trained_digest=files.params_digest(given),
         start_digest=files.params_digest(split.merge(start)),
     )
+
+
+def _stop(mechanism: Mechanism, more: Options) -> int:
+    """After how many noisy steps to stop."""
+    if not mechanism.exact:
+        stop = inputs.stop_after(more.stop_after, mechanism.steps)
+        mechanism.first(stop)  # not every one can stop early
+        return stop
+    if more.stop_after is not None or more.resume is not None or more.before_clip is not None:
+        raise ValueError(
+            f"stop_after, resume and before_clip must be None for {type(mechanism).__name__}, "
+            "which has no noisy steps"
+        )
+    return 0
+
+
+def _optimizer(
+    mechanism: Mechanism,
+    scale: checks.PerStep,
+    keys: keys_lib.Keys,
+    center: ArrayTree | None,
+    more: Options,
+) -> optax.GradientTransformation | None:
+    """What takes the noisy steps; None if there are none."""
+    if mechanism.exact:
+        return None
+    return noisy_sgd(mechanism, scale, key=keys.noise, center=center, before_clip=more.before_clip)
+
+
+def _carry(
+    mechanism: Mechanism, start: ArrayTree, tx: optax.GradientTransformation | None
+) -> compiled_steps.Carry:
+    """What the first step starts from, in the precision of the steps."""
+    if mechanism.solve_to is not None:
+        start = solving.as_wide(start)
+    carry: compiled_steps.Carry = compiled_steps.owned(
+        (start, () if tx is None else tx.init(start))
+    )
+    return carry
+
+
+def _solver(
+    mechanism: Mechanism, loss_fn: LossFn, split: leaf_split.Split, data: ArrayTree, more: Options
+) -> Callable[[ArrayTree], solving.Solved] | None:
+    """Minimises the objective on the data as they were given, in their own precision."""
+    if mechanism.solve_to is None:
+        return None
+    with solving.precision(mechanism):
+        wide = inputs.arrays("retain_data", data, keys=True)
+
+    def solve(trainable: ArrayTree) -> solving.Solved:
+        loss: Any = loss_fn  # a ConvexLoss, as has been checked
+        return solving.solve(mechanism, loss, split.merge(trainable), wide, more)
+
+    return solve
 
 
 def _split(given: Any, frozen: ArrayTree | None) -> leaf_split.Split:
@@ -150,10 +212,14 @@ def _split(given: Any, frozen: ArrayTree | None) -> leaf_split.Split:
 
 
 def _examples(
-    retain_data: ArrayTree, batch_size: int, mechanism: Mechanism, more: Options
+    retain_data: ArrayTree, batch_size: int | None, mechanism: Mechanism, more: Options
 ) -> Examples:
     data = inputs.arrays("retain_data", retain_data, keys=True)
     size = batches.data_size(data)
+    if batch_size is None:
+        if mechanism.solve_to is None:
+            raise ValueError(f"batch_size must be given for {type(mechanism).__name__}, got None")
+        batch_size = size
     sampled = mechanism.poisson_sampling() is not None
     return Examples(
         data=data,
@@ -182,6 +248,14 @@ def _noise_scale(
     accountant: str | None,
     progress: bool,
 ) -> checks.PerStep:
+    if mechanism.exact:
+        accounting.epsilon(mechanism, accountant=accountant)  # refuses accountants of noise
+        if epsilon is not None and checks.real("epsilon", epsilon) != 0:
+            raise ValueError(
+                f"epsilon must be 0 or None for {type(mechanism).__name__}, which is exact, got "
+                f"{epsilon!r}"
+            )
+        return mechanisms.checked_noise(mechanism, noise_scale)
     if (epsilon is None) == (noise_scale is None):
         raise ValueError(
             f"give either epsilon or noise_scale, got epsilon={epsilon!r} and "
@@ -272,14 +346,18 @@ def _resumed(
 def _noisy_steps(
     loss_fn: LossFn,
     split: leaf_split.Split,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformation | None,
     mechanism: Mechanism,
     examples: Examples,
     keys: keys_lib.Keys,
     carry: compiled_steps.Carry,
     more: Options,
-) -> Callable[..., tuple[compiled_steps.Carry, compiled_steps.StepStats]]:
-    """The compiled noisy steps, tried by their shapes."""
+) -> Callable[..., tuple[compiled_steps.Carry, compiled_steps.StepStats]] | None:
+    """The compiled noisy steps, tried by their shapes; None if there are none."""
+    if tx is None:
+        return None
+    if mechanism.solve_to is not None:
+        return compiled_steps.noise_alone(tx)
     noisy = compiled_steps.noisy_steps(
         _of_trainable(loss_fn, split),
         tx,

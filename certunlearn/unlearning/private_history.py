@@ -53,7 +53,8 @@ class PrivateHistory:
     parameters alone; publishing any of this voids it.
 
     Attributes:
-      losses: float32 `[steps run now]`, batch loss before each noisy step.
+      losses: float32 `[steps run now]`, batch loss before each noisy step; empty where the
+        objective was minimised instead.
       clip_fractions: float32, likewise: fraction of the gradients that were clipped: 0 or 1 where
         batch gradients are clipped, in between where each example's is.
       nonfinite: number of gradients (of batches or of examples) that were not finite and were
@@ -66,7 +67,10 @@ class PrivateHistory:
         included; else None.
       before_noise: where noise comes after the last step only: the parameters without it, from
         which the next request is served (`mechanism.next`); else None. As secret as the trained
-        model, and not saved.
+        model, and not saved. Float64 where the objective was minimised.
+      gradient_norm: where the objective was minimised: the verified bound that was reached; else
+        None.
+      passes: over the retain data that this took, if the package's solver did it; else None.
     """
 
     losses: np.ndarray
@@ -78,6 +82,8 @@ class PrivateHistory:
     start_digest: str
     state: UnlearningState | None
     before_noise: ArrayTree | None = None
+    gradient_norm: float | None = None
+    passes: int | None = None
 
     def __repr__(self) -> str:
         """How many steps there were, and nothing that is secret."""
@@ -103,6 +109,8 @@ class PrivateHistory:
             "evaluations": self.evaluations,
             "trained_digest": self.trained_digest,
             "start_digest": self.start_digest,
+            "gradient_norm": self.gradient_norm,
+            "passes": self.passes,
         }
         text = json.dumps(_plain(record), indent=2, allow_nan=False) + "\n"
         files.write_atomically(path, lambda file: file.write(text.encode()), private=True)

@@ -10,7 +10,7 @@ import numpy as np
 from chex import ArrayTree
 
 from certunlearn.certificates import Certificate, issuing
-from certunlearn.unlearning import interrupts, running
+from certunlearn.unlearning import interrupts, running, solving
 from certunlearn.unlearning.finetuning import Finetuned
 from certunlearn.unlearning.prepared_run import Prepared
 from certunlearn.unlearning.private_history import PrivateHistory
@@ -83,17 +83,19 @@ def is_complete(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -
 
 
 def _released(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> UnlearningResult:
-    trainable, opt_state = noisy.carry
-    released = prepared.split.merge(trainable if finetuned is None else finetuned.trainable)
+    trainable = noisy.trainable if finetuned is None else finetuned.trainable
+    released = prepared.split.merge(trainable)
+    # What has no noisy step has no evidence of any.
+    exact = prepared.mechanism.exact
     certificate = issuing.certify(
         prepared.mechanism,
         noise_scale=prepared.noise_scale,
         delta=prepared.delta,
         params=released,
-        state=opt_state,
+        state=None if exact else noisy.carry[1],
         epsilon=prepared.epsilon,
         accountant=prepared.accountant,
-        steps_run=noisy.step,
+        steps_run=None if exact else noisy.step,
         frozen=prepared.split.frozen_names,
         key_source=prepared.key_source,
         retain_size=prepared.examples.retain_size,
@@ -114,7 +116,7 @@ def _released(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> 
 def _history(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> PrivateHistory:
     seen = jax.device_get(noisy.stats)
     none = [np.zeros(0, np.float32)]
-    before_noise = prepared.mechanism.before_noise(prepared.noise_scale, *noisy.carry)
+    solved = noisy.solved
     complete = is_complete(prepared, noisy, finetuned)
     later, losses = ([], []) if finetuned is None else (finetuned.evaluations, finetuned.losses)
     return PrivateHistory(
@@ -126,8 +128,19 @@ def _history(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> P
         trained_digest=prepared.trained_digest,
         start_digest=prepared.start_digest,
         state=None if complete else running.state_of(prepared, noisy.step, noisy.carry),
-        before_noise=None if before_noise is None else prepared.split.merge(before_noise),
+        before_noise=_before_noise(prepared, noisy),
+        gradient_norm=None if solved is None else solved.gradient_norm,
+        passes=None if solved is None else solved.passes,
     )
+
+
+def _before_noise(prepared: Prepared, noisy: Noisy) -> ArrayTree | None:
+    """The last parameters without their noise, if there is but one."""
+    if noisy.solved is not None:
+        return noisy.solved.params
+    with solving.precision(prepared.mechanism):
+        found = prepared.mechanism.before_noise(prepared.noise_scale, *noisy.carry)
+    return None if found is None else prepared.split.merge(found)
 
 
 def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data: Any) -> Any:

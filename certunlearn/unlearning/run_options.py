@@ -78,6 +78,12 @@ class Options:
       evaluate: `evaluate(params) -> value`, called outside the compiled steps with the parameters
         at step 0, every `evaluate_every` steps and at the end of each phase. Private.
       evaluate_every: how often, in steps.
+      solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
+        to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
+        within `jax.enable_x64(True)`. None is `solvers.minimize`.
+      gradient_allowance: for `PerturbedMinimizer` with the loss of a linearised network:
+        `allowance` of `solvers.minimize`, what rounding may hide of its gradient. The certificate
+        rests on it.
 
     Raises:
       TypeError: if an argument is not of the right kind.
@@ -97,6 +103,8 @@ class Options:
     resume: UnlearningState | None = None
     evaluate: Callable[[Any], Any] | None = None
     evaluate_every: int = 10
+    solver: Callable[[Any, Any, Any, float], Any] | None = None
+    gradient_allowance: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the mechanism, the parameters and the data."""
@@ -104,6 +112,7 @@ class Options:
             "recompute_state", self.recompute_state, "f(params, retain_data) -> state", True
         )
         inputs.function("evaluate", self.evaluate, "f(params) -> value", True)
+        inputs.function("solver", self.solver, "f(loss, params, data, tolerance) -> params", True)
         if self.before_clip is not None:
             inputs.transform("before_clip", self.before_clip)
         if self.resume is not None and not isinstance(self.resume, UnlearningState):
@@ -122,6 +131,9 @@ class Options:
         ):
             if value is not None:
                 checked[name] = checks.positive_int(name, value)
+        if self.gradient_allowance is not None:
+            allowance = checks.positive("gradient_allowance", self.gradient_allowance)
+            object.__setattr__(self, "gradient_allowance", allowance)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

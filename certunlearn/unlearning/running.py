@@ -11,11 +11,12 @@ import numpy as np
 from chex import ArrayTree
 
 from certunlearn.mechanisms import rounding
-from certunlearn.unlearning import compiled_steps, interrupts, resuming
+from certunlearn.unlearning import compiled_steps, interrupts, resuming, solving
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.evaluating import Evaluations
 from certunlearn.unlearning.prepared_run import Prepared, Start
 from certunlearn.unlearning.private_history import UnlearningState
+from certunlearn.unlearning.solving import Solved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -24,7 +25,10 @@ class Noisy:
 
     Attributes:
       step: noisy steps taken, those before a resumption among them.
-      carry: what is trained of the parameters, and the optimizer's state.
+      carry: what is trained of the parameters, in the precision of the steps, and the optimizer's
+        state.
+      trainable: what is trained of the parameters, in that of the release.
+      solved: where the solver stopped before the noise; None if nothing was solved in this run.
       stats: numbers of the steps that were taken now, one for each compiled call.
       evaluations: (step, answer) for each call of `Options.evaluate`.
       start: that of the run: who belongs to which.
@@ -32,6 +36,8 @@ class Noisy:
 
     step: int
     carry: Carry
+    trainable: ArrayTree
+    solved: Solved | None
     stats: list[StepStats]
     evaluations: list[tuple[int, Any]]
     start: Start
@@ -49,6 +55,9 @@ def run_noisy_steps(
 ) -> Noisy:
     """The second part of `unlearn`: runs the noisy steps, to their end or to an interrupt.
 
+    With a mechanism that solves, it minimises the objective first, and adds noise only if it has
+    verified that the tolerance is reached.
+
     Args:
       prepared: what `prepare` returned; it can be run once.
       interrupted: asked after every compiled call whether to stop. Its answer must not depend on
@@ -60,7 +69,8 @@ def run_noisy_steps(
 
     Raises:
       RuntimeError: if `prepared` was run before.
-      ValueError: if parameters grew so large that rounding would swallow the noise.
+      ValueError: if parameters grew so large that rounding would swallow the noise, or the solver
+        did not reach the tolerance. Nothing is released.
       FloatingPointError: if a gradient is not finite and the mechanism cannot do without that
         step, or the parameters are not finite at the end.
       UnlearningFailed: if anything else raises after the first step. Its `state` can be resumed.
@@ -74,15 +84,23 @@ def run_noisy_steps(
     evaluations = Evaluations(prepared)
     watch = _Watch(prepared, here[1][0])
     broken: Exception | None = None
-    with interrupts.carrying(lambda: state_of(prepared, *here)):
+    solved = None
+    precision = solving.precision(prepared.mechanism)
+    with interrupts.carrying(lambda: state_of(prepared, *here)), precision:
         at_once = prepared.first == prepared.stop
         looked = (prepared.first == 0 or at_once) and evaluations.look(
             prepared.first, here[1][0], at_once
         )
         if looked and not at_once and interrupted():
             raise KeyboardInterrupt("before the first step")
+        if prepared.solve is not None and not at_once:
+            solved = prepared.solve(here[1][0])
+            if interrupted():
+                raise KeyboardInterrupt(_UNNOISED)
+            here = (0, (solving.as_wide(solved.params), here[1][1]))
         for call in _calls(prepared):
             order, position, step, count = call
+            assert prepared.noisy is not None
             carry, stats = prepared.noisy(
                 here[1], prepared.examples.data, order, position, step, count=count
             )
@@ -98,15 +116,27 @@ def run_noisy_steps(
     if broken is not None:
         raise broken  # out here, for no state is worth keeping
     step, carry = here
-    check_finite(carry[0], f"noisy step {step}")
+    trainable = carry[0]
+    if prepared.mechanism.solve_to is not None:
+        trainable = solving.as_released(trainable, prepared.split.trainable)
+    check_finite(trainable, f"noisy step {step}")
     rounding.check(prepared.mechanism, prepared.noise_scale, jax.tree.leaves(carry[0]))
     return Noisy(
         step=step,
         carry=carry,
+        trainable=trainable,
+        solved=solved,
         stats=watch.stats,
         evaluations=evaluations.found,
         start=prepared.start,
     )
+
+
+_UNNOISED = (
+    "after the objective was minimised, before its noise: nothing is released, and there is no "
+    "state to resume, as no noise was added. Call it again: from a start near the minimiser it "
+    "takes few passes"
+)
 
 
 def _calls(prepared: Prepared) -> Any:

@@ -60,7 +60,7 @@ def problem(certificate, **arguments):
 
 def test_it_says_what_the_claim_is_derived_from_and_what_is_trusted():
     certificate = issue()
-    assert certificate.schema == "certunlearn.certificate/3"
+    assert certificate.schema == "certunlearn.certificate/4"
     # What JSON cannot hold is left out of the fields; the claim does not need it.
     assert certificate.mechanism == {
         "name": "Rotation",
