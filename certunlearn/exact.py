@@ -12,17 +12,34 @@ redone after a deletion (docs/sharp-edges.md).
 
 from certunlearn.certificates.exact_heads import certify, replay
 from certunlearn.certificates.verification import verify
-from certunlearn.sums.collecting import collect, empty, merge
-from certunlearn.sums.heads import Head, LinearDiscriminants, Recipe, lda, ridge
-from certunlearn.sums.kept import add, keep, remove
-from certunlearn.sums.saving import load, save
-from certunlearn.sums.scaling import Standardization, standardization
-from certunlearn.sums.statistics import Statistics, digest
+from certunlearn.sums import (
+    Head,
+    Kept,
+    LinearDiscriminants,
+    Recipe,
+    Settings,
+    Standardization,
+    Statistics,
+    add,
+    collect,
+    digest,
+    empty,
+    keep,
+    lda,
+    load,
+    merge,
+    remove,
+    ridge,
+    save,
+    standardization,
+)
 
 __all__ = [
     "Head",
+    "Kept",
     "LinearDiscriminants",
     "Recipe",
+    "Settings",
     "Standardization",
     "Statistics",
     "add",

@@ -1,4 +1,4 @@
-"""Rows into exact sums and out of them again."""
+"""Exact sums of rows, and of other sums."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ def empty(
     class_weights: Sequence[int] | None = None,
     index: bool = True,
 ) -> Statistics:
-    """The sums over no rows: the common beginning of collections that are to be merged.
+    """The sums over no rows: settings that are said, not seen, to begin a stream or a shard with.
 
     Args:
       num_features: d, features of a row.
@@ -41,7 +41,7 @@ def empty(
       TypeError: if an argument is of the wrong type.
       ValueError: if it is out of range.
 
-    >>> from certunlearn.sums import digest
+    >>> from certunlearn.exact import add, digest
     >>> rows, targets = np.eye(4, 2), np.array([0, 1, 1, 0])
     >>> start = empty(2, classes=2)
     >>> merged = merge(add(start, rows[:1], targets[:1]), add(start, rows[1:], targets[1:]))
@@ -148,91 +148,26 @@ def _classes(targets: np.ndarray, classes: int | None, weights: Sequence[int] | 
     return max(int(targets.max()) + 1, 2)
 
 
-def add(
-    stats: Statistics,
-    features: Features,
-    targets: ArrayLike | None = None,
-    *,
-    apply_fn: ApplyFn | None = None,
-    batch_size: int = 1024,
-    on_device: bool = False,
-) -> Statistics:
-    """The sums over the rows of `stats` and these.
-
-    Args:
-      stats: what `collect` or `empty` returned; it stays as it is.
-      features: as in `collect`.
-      targets: as in `collect`.
-      apply_fn: as in `collect`.
-      batch_size: as in `collect`.
-      on_device: as in `collect`.
-
-    Raises:
-      TypeError: if an argument is of the wrong type.
-      ValueError: if a shape or a target is wrong, or the total weight exceeds 2^44.
-
-    >>> from certunlearn.sums import digest
-    >>> stats = collect(np.eye(3), np.array([0, 1, 2]))
-    >>> more = add(stats, np.ones((2, 3)), np.array([2, 2]))
-    >>> stats.rows, more.rows, digest(remove(more, np.ones((2, 3)), [2, 2])) == digest(stats)
-    (3, 5, True)
-    """
-    batches = feature_batches(features, targets, apply_fn, batch_size)
-    return changed(stats, batches, 1, checks.flag("on_device", on_device))
-
-
-def remove(
-    stats: Statistics,
-    features: Features,
-    targets: ArrayLike | None = None,
-    *,
-    apply_fn: ApplyFn | None = None,
-    batch_size: int = 1024,
-) -> Statistics:
-    """The sums over the rows of `stats` without these. What was derived before must be redone.
-
-    Args:
-      stats: what `collect`, `add` or `merge` returned. It stays as it is, with the traces of the
-        rows removed: delete it, and its files.
-      features: as in `collect`: the same numbers as when the rows were added.
-      targets: as in `collect`, likewise.
-      apply_fn: as in `collect`, the same network on the same machine.
-      batch_size: as in `collect`, the same size.
-
-    Returns:
-      The same sums, bit for bit, as if the rows had never been added. All rows may be removed.
-
-    Raises:
-      TypeError: if an argument is of the wrong type.
-      ValueError: if a row is not there, or not as often as it is to be removed, naming the position
-        of the first such row. Without an index such a row is noticed only if the sums could then
-        belong to no rows at all: it is at your word that the rows were added.
-
-    >>> stats = collect(np.eye(2), np.array([0, 1]))
-    >>> remove(stats, np.eye(2)[:1], np.array([1]))
-    Traceback (most recent call last):
-    ValueError: row 0 cannot be removed: there is no such row among the rows collected; ...
-    """
-    return changed(stats, feature_batches(features, targets, apply_fn, batch_size), -1, False)
-
-
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The sums over the rows of both.
 
     Raises:
-      ValueError: if their settings differ, or their indexes have different salts.
+      ValueError: if their settings differ, or only one has an index.
+
+    >>> from certunlearn.exact import remove
+    >>> both = merge(collect(np.eye(2), np.array([0, 1])), collect(np.ones((1, 2)), [1]))
+    >>> both.rows, remove(both, np.ones((1, 2)), [1]).rows
+    (3, 2)
     """
     if a.settings != b.settings:
         raise ValueError(
             f"stats must have equal settings to be merged, got {a.settings} and {b.settings}; "
             "start all from one cu.exact.empty(...)"
         )
-    if (a.index is None) != (b.index is None) or (
-        a.index is not None and b.index is not None and a.index.salt != b.index.salt
-    ):
+    if (a.index is None) != (b.index is None):
         raise ValueError(
-            "stats must share one index to be merged, and theirs were begun apart; start all from "
-            "one cu.exact.empty(...) and add rows to it, or give index=False to all"
+            "stats must both have an index to be merged, or neither, got one of each; give "
+            "index=True or index=False to both"
         )
     check_weight(a.weight + b.weight)
     return dataclasses.replace(

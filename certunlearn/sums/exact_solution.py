@@ -16,11 +16,10 @@ import scipy.linalg
 
 from certunlearn.sums.wide_integers import WideIntegers
 
-# Bits of a digit of the matrix and of a step. 2^13 products of two of them, in magnitude at most
-# 2^19 and 2^20, sum up to at most 2^52: exact in float64, in any order.
+# Bits of a digit of the matrix and of a step. 2^14 products of two of them, in magnitude at most
+# 2^19 and 2^20, sum up to at most 2^53: exact in float64, in any order. `Settings` allows no more
+# features.
 DIGIT_BITS, STEP_BITS = 20, 20
-# Largest number of unknowns for which that holds.
-MOST_UNKNOWNS = 8192
 # Columns worked on at once, which bounds the memory that Python's integers take.
 _COLUMNS = 64
 # Where the boundaries between float32 numbers lie: above their midpoints by sqrt(2) * 2^-256. No

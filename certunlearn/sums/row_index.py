@@ -29,6 +29,7 @@ class RowIndex:
       high: uint64 `[m]`, the first halves of the m different digests.
       low: uint64 `[m]`, the second halves. The pairs (high, low) strictly increase.
       counts: int64 `[m]`, how many rows have each digest, at least 1.
+      others: indexes of rows that were collected apart, each under another salt.
 
     Raises:
       ValueError: if the arrays are not of that form.
@@ -38,6 +39,7 @@ class RowIndex:
     high: np.ndarray
     low: np.ndarray
     counts: np.ndarray
+    others: tuple["RowIndex", ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the arrays, and makes them read-only."""
@@ -55,6 +57,8 @@ class RowIndex:
             raise ValueError("the digests must strictly increase")
         if (self.counts < 1).any():
             raise ValueError("counts must be at least 1")
+        if len({each.salt for each in self.parts}) != len(self.parts):
+            raise ValueError("others must have other salts, each its own")
 
     def __repr__(self) -> str:
         """Nothing of what is in it."""
@@ -67,9 +71,14 @@ class RowIndex:
         return cls(salt, none, none, np.zeros(0, np.int64))
 
     @property
+    def parts(self) -> tuple["RowIndex", ...]:
+        """The index and its others, in the order of the digests' columns."""
+        return self, *self.others
+
+    @property
     def rows(self) -> int:
         """How many rows there are, copies counted."""
-        return int(self.counts.sum())
+        return sum(int(part.counts.sum()) for part in self.parts)
 
     def digests(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The rows' digests.
@@ -79,8 +88,11 @@ class RowIndex:
           targets: int64 `[n]` or `[n, columns]`.
 
         Returns:
-          uint64 `[n, 2]`, the halves of each.
+          uint64 `[n, 2 * parts]`: the halves of each row's digest, under the salt of each part.
         """
+        return np.hstack([part._own_digests(rows, targets) for part in self.parts])
+
+    def _own_digests(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         columns = targets.shape[1] if targets.ndim > 1 else 1
         parts = (rows.astype("<i4", copy=False), targets.reshape(-1, columns).astype("<i8"))
         # A row's bytes lie together; all rows have the same number of them.
@@ -96,19 +108,28 @@ class RowIndex:
 
     def with_rows(self, digests: np.ndarray) -> "RowIndex":
         """The index with these rows as well."""
-        return self.merged(_collected(self.salt, digests))
+        return self._own_merged(_collected(self.salt, digests[:, :2]))
 
     def merged(self, other: "RowIndex") -> "RowIndex":
-        """The index of the rows of both, which have the same salt."""
+        """The index of the rows of both."""
+        found = {part.salt: part for part in self.parts}
+        for part in other.parts:
+            there = found.get(part.salt)
+            found[part.salt] = part if there is None else there._own_merged(part)
+        first, *others = (dataclasses.replace(part, others=()) for part in found.values())
+        return dataclasses.replace(first, others=tuple(others))
+
+    def _own_merged(self, other: "RowIndex") -> "RowIndex":
+        """This index with the rows of another of the same salt, its others left out."""
         places, there = self._find(other.high, other.low)
         counts = self.counts.copy()
         counts[places[there]] += other.counts[there]
         new = ~there
-        return RowIndex(
-            self.salt,
-            np.insert(self.high, places[new], other.high[new]),
-            np.insert(self.low, places[new], other.low[new]),
-            np.insert(counts, places[new], other.counts[new]),
+        return dataclasses.replace(
+            self,
+            high=np.insert(self.high, places[new], other.high[new]),
+            low=np.insert(self.low, places[new], other.low[new]),
+            counts=np.insert(counts, places[new], other.counts[new]),
         )
 
     def without(self, digests: np.ndarray) -> "RowIndex":
@@ -117,8 +138,25 @@ class RowIndex:
         Raises:
           ValueError: naming the position of the first row that is not there, or not that often.
         """
-        if not len(digests):
-            return self
+        left = np.arange(len(digests))
+        parts = []
+        for number, part in enumerate(self.parts):
+            own = digests[left, 2 * number : 2 * number + 2]
+            there = part._own_rows(own)
+            parts.append(part._own_without(own[there]))
+            left = left[~there]
+        if len(left):
+            first = int(left[0])
+            copies = self._copies(digests[first])
+            held = "no such row" if copies == 0 else f"only {copies} of it"
+            raise ValueError(
+                f"row {first} cannot be removed: there is {held} among the rows collected; give "
+                "features, target and map exactly as they were added; nothing was changed"
+            )
+        return dataclasses.replace(parts[0], others=tuple(parts[1:]))
+
+    def _own_rows(self, digests: np.ndarray) -> np.ndarray:
+        """Bool `[n]`: which of these rows, counting copies, are in this part."""
         order, starts = _grouped(digests)
         unique = digests[order[starts]]
         places, there = self._find(unique[:, 0], unique[:, 1])
@@ -127,20 +165,28 @@ class RowIndex:
         sizes = np.diff(starts, append=len(order))
         # The sort is stable, so a row's place in its group counts the equal rows before it.
         earlier = np.arange(len(order)) - np.repeat(starts, sizes)
-        missing = np.zeros(len(order), bool)
-        missing[order] = earlier >= np.repeat(available, sizes)
-        if missing.any():
-            first = int(np.argmax(missing))
-            copies = int(available[np.searchsorted(starts, np.argsort(order)[first], "right") - 1])
-            held = "no such row" if copies == 0 else f"only {copies} of it"
-            raise ValueError(
-                f"row {first} cannot be removed: there is {held} among the rows collected; give "
-                "features, target and map exactly as they were added; nothing was changed"
-            )
+        found = np.zeros(len(order), bool)
+        found[order] = earlier < np.repeat(available, sizes)
+        return found
+
+    def _own_without(self, digests: np.ndarray) -> "RowIndex":
+        """This part without rows that are in it, others left out."""
+        if not len(digests):
+            return dataclasses.replace(self, others=())
+        gone = _collected(self.salt, digests)
+        places, _ = self._find(gone.high, gone.low)
         counts = self.counts.copy()
-        counts[places] -= sizes
+        counts[places] -= gone.counts
         left = counts > 0
         return RowIndex(self.salt, self.high[left], self.low[left], counts[left])
+
+    def _copies(self, digest: np.ndarray) -> int:
+        """How many rows have a digest, given as `digests` returns it."""
+        copies = 0
+        for part, own in zip(self.parts, digest.reshape(-1, 2), strict=True):
+            places, there = part._find(own[:1], own[1:])
+            copies += int(part.counts[places[0]]) if there[0] else 0
+        return copies
 
     def _find(self, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each digest is or would be inserted, and whether it is there."""

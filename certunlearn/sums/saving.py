@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from certunlearn._numerics import archives, files
 from certunlearn.sums.fixed_point import TARGET_BITS, Settings
-from certunlearn.sums.row_index import RowIndex
+from certunlearn.sums.row_index import SALT_BYTES, RowIndex
 from certunlearn.sums.statistics import MOST_WEIGHT, Statistics, sums_problem
 from certunlearn.sums.wide_integers import WideIntegers
 
@@ -54,8 +55,14 @@ def save(path: str | os.PathLike[str], stats: Statistics) -> None:
         arrays["class_counts"] = stats.class_counts
     index = stats.index
     if index is not None:
-        arrays |= {"index_high": index.high, "index_low": index.low, "index_counts": index.counts}
-        arrays["salt"] = np.frombuffer(index.salt, np.uint8)
+        for name, parts in (
+            ("index_high", [part.high for part in index.parts]),
+            ("index_low", [part.low for part in index.parts]),
+            ("index_counts", [part.counts for part in index.parts]),
+            ("salt", [np.frombuffer(part.salt, np.uint8) for part in index.parts]),
+        ):
+            arrays[name] = np.concatenate(parts)
+        arrays["index_sizes"] = np.array([len(part.high) for part in index.parts], np.int64)
     files.write_atomically(path, lambda file: archives.write(file, arrays), private=True)
 
 
@@ -95,7 +102,9 @@ def _statistics(arrays: dict[str, np.ndarray]) -> Statistics:
     if "salt" in arrays:
         length = arrays["index_high"].shape if "index_high" in arrays else ()
         expected |= {name: (dtype, length) for name, dtype in _INDEX.items()}
-        expected["salt"] = (np.uint8, arrays["salt"].shape)
+        parts = arrays["index_sizes"].shape if "index_sizes" in arrays else ()
+        expected["index_sizes"] = (np.int64, parts)
+        expected["salt"] = (np.uint8, (SALT_BYTES * math.prod(parts),))
     if set(arrays) != set(expected):
         raise ValueError(f"it has the arrays {sorted(arrays)}, not {sorted(expected)}")
     for name, (dtype, shape) in expected.items():
@@ -141,8 +150,22 @@ def _wide(arrays: dict[str, np.ndarray], name: str) -> WideIntegers:
 
 
 def _index(arrays: dict[str, np.ndarray]) -> RowIndex:
-    halves = arrays["index_high"], arrays["index_low"]
-    return RowIndex(arrays["salt"].tobytes(), *halves, arrays["index_counts"])
+    sizes = arrays["index_sizes"]
+    if (
+        sizes.ndim != 1
+        or not len(sizes)
+        or (sizes < 0).any()
+        or not (sizes.sum(dtype=np.float64) == len(arrays["index_high"]))
+    ):
+        raise ValueError("index_sizes do not add up to the length of the index")
+    ends = np.cumsum(sizes)[:-1]
+    columns = (np.split(arrays[name], ends) for name in _INDEX)
+    salts = arrays["salt"].reshape(len(sizes), SALT_BYTES)
+    parts = [
+        RowIndex(salt.tobytes(), *part)
+        for salt, part in zip(salts, zip(*columns, strict=True), strict=True)
+    ]
+    return dataclasses.replace(parts[0], others=tuple(parts[1:]))
 
 
 def _counts_problem(stats: Statistics) -> str | None:
@@ -161,7 +184,9 @@ def _counts_problem(stats: Statistics) -> str | None:
     if weight != stats.weight:
         return "the weight is not that of the rows"
     # A float64 sum is exact up to 2^53, and beyond it is not below that.
-    if stats.index is not None and stats.index.counts.sum(dtype=np.float64) != stats.rows:
+    if stats.index is not None and stats.rows != sum(
+        float(part.counts.sum(dtype=np.float64)) for part in stats.index.parts
+    ):
         return "the index does not have as many rows"
     return None
 

@@ -51,6 +51,13 @@ class Statistics:
     cross: WideIntegers
     index: RowIndex | None
 
+    def __post_init__(self) -> None:
+        """Makes the counts read-only, as the sums are."""
+        if self.class_counts is not None:
+            view = self.class_counts.view()
+            view.flags.writeable = False
+            object.__setattr__(self, "class_counts", view)
+
     def __repr__(self) -> str:
         """Nothing that depends on a row."""
         return f"Statistics({self.settings.num_features} features, <private>)"

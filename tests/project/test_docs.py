@@ -77,7 +77,7 @@ def test_there_is_code_on_the_pages_that_teach():
     named = {block.id.rpartition("-")[0] for block in blocks("python")}
     assert named == {
         "CONTRIBUTING.md",
-        *(f"docs/{name}.md" for name in ("accountants", "guarantee", "loops", "methods")),
+        *(f"docs/{name}.md" for name in ("accountants", "exact", "guarantee", "loops", "methods")),
     }
 
 
