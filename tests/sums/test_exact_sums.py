@@ -192,6 +192,14 @@ def test_sums_stay_exact_up_to_the_largest_weight(sign):
             beyond()
 
 
+def test_more_blocks_than_int64_holds_are_exact():
+    x, y = np.ones((140_000, 1)), np.ones(140_000, int)  # 255 * 140,000 * 2^38 > 2^63
+    stats = sums.collect(x, y, class_weights=(1, 255), index=False)
+    assert stats.gram.to_objects().tolist() == [[140_000 * 255 * 2**38]]
+    assert stats.cross.to_objects().tolist() == [[0, 140_000 * 255 * 2**19]]
+    assert sums.remove(stats, x, y).gram.is_zero()
+
+
 def test_the_weight_counts_class_weights():
     one = sums.collect([[1.0], [1.0]], [0, 1], class_weights=(255, 1), index=False)
     assert one.weight == 256
