@@ -123,9 +123,9 @@ def to_sklearn(params: ArrayLike, estimator: "BaseEstimator") -> "BaseEstimator"
       ImportError, TypeError: as for `from_sklearn`.
       ValueError: if the parameters' shape is not that of the estimator.
     """
+    kind = _kind(estimator)
     from sklearn.base import clone
 
-    kind = _kind(estimator)
     value = _intercept_value(kind, estimator, estimator.get_params())
     matrix = np.asarray(checks.numbers("params", params), np.float64)
     shape = np.shape(estimator.coef_)
