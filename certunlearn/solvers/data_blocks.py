@@ -95,7 +95,7 @@ def is_linear(loss: ConvexLoss) -> bool:
 
 def fits(loss: ConvexLoss, batch: Batch) -> bool:
     """Whether the batch's float64 features may be kept between passes."""
-    return not is_linear(loss) or 8 * math.prod(np.shape(batch[0])) <= _KEPT_BYTES
+    return not is_linear(loss) or not batch or 8 * math.prod(np.shape(batch[0])) <= _KEPT_BYTES
 
 
 def is_spread(batch: Batch) -> bool:
@@ -124,9 +124,9 @@ def blocks_of(
         batch = tuple(batch)
         spread = is_spread(batch)
         if loss.feature_norm is not None:
-            _check_shapes(loss, params, batch)
             if check and not spread:
                 loss.check_data(batch)
+            _check_shapes(loss, params, batch)
         if is_linear(loss):
             yield from [_spread_block(loss, batch)] if spread else _linear_blocks(loss, batch)
         else:
@@ -136,6 +136,12 @@ def blocks_of(
 def _check_shapes(loss: ConvexLoss, params: ArrayTree, batch: Batch) -> None:
     if np.ndim(batch[0]) != 2:
         raise ValueError(f"features must be of shape [n, d], got {np.shape(batch[0])}")
+    lengths = [np.shape(part)[:1] for part in batch]
+    parts = 2 + (loss.largest_weight is not None)
+    if len(lengths) != parts or len(set(lengths)) != 1 or lengths[0] == (0,):
+        raise ValueError(
+            f"data must be {parts} arrays of as many rows, at least 1, got lengths {lengths}"
+        )
     expected = loss.init(np.shape(batch[0])[1]).shape
     if np.shape(params) != expected:
         raise ValueError(f"params must be of shape {expected}, got {np.shape(params)}")

@@ -22,7 +22,7 @@ def problem(size=400, width=12, classes=2, l2=1e-3, seed=0):
 
 
 @every_loss
-@pytest.mark.parametrize("method", ["newton", "lbfgs", "descent"])
+@pytest.mark.parametrize("method", ["newton", "lbfgs", pytest.param("descent", marks=SLOW)])
 def test_every_solver_reaches_the_tolerance(name, method):
     loss, data = LOSSES[name], draw_data(name)
     start = loss.init(4)
@@ -128,7 +128,7 @@ def test_what_is_not_reached_returns_nothing():
             solvers.minimize(loss, start, data, tolerance=1e-9, method=method, max_passes=2)
         with pytest.raises(ValueError, match=r"rounding alone may hide .*: raise tolerance"):
             solvers.minimize(loss, start, data, tolerance=1e-17, method=method)
-    with pytest.raises(ValueError, match="nan at|params must be finite|params"):
+    with pytest.raises(ValueError, match="params"):
         solvers.minimize(loss, np.full(12, np.nan), data, tolerance=1e-3)
     with pytest.raises(ValueError, match="start where the gradient is finite"):
         solvers.minimize(loss, np.full(12, 1e308), data, tolerance=1e-3)
@@ -185,6 +185,7 @@ def test_a_warm_start_and_a_kept_factor_save_passes():
     assert str(factor.factors[0, 0, 0]) not in repr(factor)
 
 
+@pytest.mark.slow
 def test_a_misleading_factor_costs_passes_only():
     loss, data = problem(l2=1e-4)
     exact = solvers.minimize(loss, np.zeros(12), data, tolerance=1e-10)
@@ -200,6 +201,7 @@ def test_a_misleading_factor_costs_passes_only():
             assert (out.curvature is odd) == (method == "lbfgs")
 
 
+@pytest.mark.slow
 def test_far_starts_are_no_trouble():
     loss, data = problem(l2=1e-3, classes=3)
     for scale in (10.0, 1e4):
@@ -209,40 +211,44 @@ def test_far_starts_are_no_trouble():
             assert out.gradient_norm <= 1e-8
 
 
-def test_hessians_are_those_of_autodiff():
+def test_hessians_are_those_of_the_formula():
     loss, (x, y) = problem(50, 4, classes=3)
     w = np.random.default_rng(2).normal(size=(4, 3))
-    with jax.enable_x64(True):
-        wide = jnp.asarray(x, jnp.float64), jnp.asarray(y)
-        expected = np.asarray(jax.hessian(loss.loss_fn)(jnp.asarray(w), wide))
-    expected = expected.transpose(1, 0, 3, 2).reshape(12, 12)  # by output, then by feature
+    powers = np.exp(x @ w)
+    p = powers / powers.sum(axis=1, keepdims=True)
+    bends = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None, :]
+    wide = np.asarray(x, np.float64)
+    expected = np.einsum("ni,nab,nj->aibj", wide, bends, wide).reshape(12, 12) / 50
+    expected += loss.l2 * np.eye(12)  # by output, then by feature
     aim = data_passes.objective(loss, w, (x, y), None)
     whole = aim.hessian(w.ravel(), by_output=False)
     np.testing.assert_allclose(whole, expected[None], atol=1e-14)
-    parts = aim.hessian(w.ravel(), by_output=True)
-    for k in range(3):
-        block = slice(4 * k, 4 * k + 4)
-        np.testing.assert_allclose(parts[k], expected[block, block], atol=1e-14)
     gradient = np.random.default_rng(3).normal(size=12)
     ordered = np.linalg.solve(expected, gradient.reshape(4, 3).T.ravel())
     solved = kept_factors.factored(aim, w.ravel()).solve(gradient)
     np.testing.assert_allclose(solved, ordered.reshape(3, 4).T.ravel(), rtol=1e-9)
-    # The same without an output loss, as a loss of one's own may be.
-    opaque = convex.ConvexLoss(
-        **{
-            field: vars(loss)[field]
-            for field in ("loss_fn", "strong_convexity", "smoothness", "gradient_bound", "l2")
-        },
-        feature_norm=1.0,
-        outputs=3,
+
+
+@pytest.mark.slow
+def test_losses_without_an_output_loss_are_differentiated_as_a_whole():
+    loss, (x, y) = problem(50, 4, classes=3)
+    w = np.random.default_rng(2).normal(size=12)
+    names = ("loss_fn", "strong_convexity", "smoothness", "gradient_bound", "l2")
+    fields = {name: vars(loss)[name] for name in names}
+    opaque = convex.ConvexLoss(**fields, feature_norm=1.0, outputs=3)
+    ours, theirs = (
+        data_passes.objective(one, w.reshape(4, 3), (x, y), None) for one in (loss, opaque)
     )
-    other = data_passes.objective(opaque, w, (x, y), None)
-    np.testing.assert_allclose(other.hessian(w.ravel(), by_output=False), whole, atol=1e-14)
-    ours, theirs = aim.at(w.ravel()), other.at(w.ravel())
-    np.testing.assert_allclose(ours.gradient, theirs.gradient, atol=1e-15)
-    assert ours.value == pytest.approx(theirs.value, rel=1e-14)
+    np.testing.assert_allclose(ours.at(w).gradient, theirs.at(w).gradient, atol=1e-15)
+    assert ours.at(w).value == pytest.approx(theirs.at(w).value, rel=1e-14)
+    whole = ours.hessian(w, by_output=False)
+    np.testing.assert_allclose(theirs.hessian(w, by_output=False), whole, atol=1e-14)
+    for k, part in enumerate(ours.hessian(w, by_output=True)):
+        block = slice(4 * k, 4 * k + 4)
+        np.testing.assert_allclose(part, whole[0, block, block], atol=1e-14)
 
 
+@pytest.mark.slow
 def test_many_parameters_are_factored_by_output_or_not_at_all(monkeypatch):
     loss, data = problem(300, 8, classes=3, l2=1e-2)
     monkeypatch.setattr(kept_factors, "MOST_FACTORED", 10)
@@ -306,6 +312,7 @@ def test_blocks_of_one_array_are_the_same_as_one_block(monkeypatch):
         assert parts.rounding < whole.rounding
 
 
+@pytest.mark.slow
 def test_weights_go_through_blocks(monkeypatch):
     monkeypatch.setattr(data_blocks, "_MOST_ROWS", 64)
     _, (x, y) = problem(150, 5)
@@ -320,8 +327,8 @@ def test_weights_go_through_blocks(monkeypatch):
 def test_streams_that_change_are_errors():
     loss, (x, y) = problem()
     passes = iter(range(100))
-    shrinking = lambda: [(x[next(passes) :], y[: len(x)][-len(x) :])]  # noqa: E731
-    with pytest.raises(ValueError, match="data must be"):
+    shrinking = lambda: [(x[next(passes) :], y)]  # noqa: E731
+    with pytest.raises(ValueError, match="data must be 2 arrays of as many rows"):
         solvers.minimize(loss, np.zeros(12), shrinking, tolerance=1e-9)
 
     def fewer():
