@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks
 from certunlearn.models.linear import row_scales
@@ -121,8 +123,8 @@ def blocks_of(
             raise TypeError(
                 f"batches of data must be tuples, as loss takes them, got {checks.shown(batch)}"
             )
-        batch = tuple(batch)
         spread = is_spread(batch)
+        batch = jax.tree.map(_left_to_compiler, tuple(batch)) if spread else tuple(batch)
         if loss.feature_norm is not None:
             if check and not spread:
                 loss.check_data(batch)
@@ -174,6 +176,18 @@ def _spread_block(loss: ConvexLoss, batch: Batch) -> Block:
     wide = _scaled(features, loss.feature_norm)
     weights = rest[0] if rest else None
     return Block(rows, LinearBlock(wide, targets, weights, jnp.ones(rows, bool)))
+
+
+def _left_to_compiler(leaf: ArrayLike) -> ArrayLike:
+    """The array on the same devices, without a say in how results of it are spread."""
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
+        return leaf
+    mesh = leaf.sharding.mesh
+    if not isinstance(mesh, Mesh):
+        return leaf
+    return jax.device_put(
+        leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), leaf.sharding.spec)
+    )
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:
