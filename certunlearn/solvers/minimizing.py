@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import checks, trees
+from certunlearn._numerics import checks
 from certunlearn.models.loss import ConvexLoss
 from certunlearn.solvers import kept_factors
 from certunlearn.solvers.data_blocks import Data
@@ -113,9 +113,10 @@ def minimize(
     target = checks.positive("tolerance", tolerance)
     method = checks.choice("method", method, METHODS)
     most = checks.positive_int("max_passes", max_passes)
-    trees.check_finite("params", params)
     aim = objective(loss, params, data, allowance)
     flat = flatten(params)
+    if not np.all(np.isfinite(flat)):
+        raise ValueError("params must be finite, got a NaN or an infinity")
     kept_factors.check_curvature(curvature, flat.size)
     if method == "newton":
         kept_factors.is_by_output(loss, flat.size)  # refuses what is too large
@@ -165,7 +166,7 @@ class _Run:
         while (reason := self._stop()) == "":
             if new_factors and self._factor_is_due():
                 self._refactor()
-            if self._step():
+            if self._step() or self.passes >= self.most:
                 continue
             if self._pairs:
                 self._pairs = []
