@@ -38,6 +38,14 @@ SYSTEMS = {
         clip_norm=0.5, learning_rate=0.3, steps=5, sampling_rate=0.2, batch_size=12, deletions=2
     ),
 }
+# Those that `run` cannot run with any loss: they need a `ConvexLoss`, or a public start.
+OTHERS = {
+    "minimizer": cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=0.1),
+    "minimizers": cu.PerturbedMinimizer(
+        gradient_norm=1e-3, strong_convexity=0.1, reference="retrained"
+    ),
+    "retraining": cu.Retraining(),
+}
 DATA = {
     "x": jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 3)), jnp.float32),
     "y": jnp.asarray(np.random.default_rng(1).normal(size=SIZE), jnp.float32),

@@ -33,7 +33,13 @@ EVERY = [
     cu.DescentToDelete(**DESCENT | {"learning_rate": lambda t: 0.1 / (1 + t)}),
     cu.RewindToDelete(**REWIND | {"learning_rate": RATES}),
     cu.DPSGD(**PRIVATE),
+    cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=0.1),
+    cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=0.1, reference="retrained"),
 ]
+# Their only noise follows the last step: no run may stop before it.
+AT_THE_END = (cu.OutputPerturbation, cu.DescentToDelete, cu.RewindToDelete, cu.PerturbedMinimizer)
+# Those without noise: tests/accounting/test_accounting_exact.py.
+EXACT = {kind for kind in mechanisms.MECHANISMS.values() if kind.exact}
 every = pytest.mark.parametrize("m", EVERY, ids=lambda m: type(m).__name__)
 
 
@@ -58,12 +64,14 @@ def test_mechanisms_are_values(m):
 
 
 def test_every_mechanism_is_tried_here():
-    assert {type(m) for m in EVERY} | {cu.Separations} == set(mechanisms.MECHANISMS.values())
+    tried = {type(m) for m in EVERY} | {cu.Separations} | EXACT
+    assert tried == set(mechanisms.MECHANISMS.values())
+    assert {cu.Retraining, mechanisms.ExactHead} == EXACT
 
 
 @every
 def test_what_every_mechanism_answers(m):
-    assert m.reference in mechanisms.REFERENCES
+    assert m.reference in (*mechanisms.REFERENCES, "minimizer")
     assert all(isinstance(sentence, str) for sentence in m.assumptions)
     assert isinstance(m.sequence, str)
     assert len(set(m.assumptions)) == len(m.assumptions) >= 5
@@ -71,7 +79,7 @@ def test_what_every_mechanism_answers(m):
         return
     for values in (m.contraction, m.shift, m.noisy):
         assert values.shape == (m.steps,)
-    last = isinstance(m, cu.OutputPerturbation | cu.DescentToDelete | cu.RewindToDelete)
+    last = isinstance(m, AT_THE_END)
     assert m.noisy.tolist() == [not last] * (m.steps - 1) + [True]
     for t in range(m.steps):
         assert m.separation(t, 0.3) == pytest.approx(0.3 * m.contraction[t] + m.shift[t])
@@ -79,7 +87,7 @@ def test_what_every_mechanism_answers(m):
 
 @every
 def test_first(m):
-    if isinstance(m, cu.OutputPerturbation | cu.DescentToDelete | cu.RewindToDelete):
+    if isinstance(m, AT_THE_END):
         assert m.first(m.steps) == m
         for steps in {m.steps - 1, m.steps + 1} - {0}:
             with pytest.raises(ValueError, match=f"cannot stop early: steps must be {m.steps}"):

@@ -117,6 +117,7 @@ MECHANISMS = {
         radius=1.0,
     ),
     "one noise": cu.OutputPerturbation(init_radius=1.0, reference="center"),
+    "minimizer": cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=0.1),
     "descent": cu.DescentToDelete(
         initial_distance=5.0, learning_rate=0.1, strong_convexity=1.0, smoothness=2.0, steps=3
     ),
