@@ -221,6 +221,7 @@ MACHINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_bits_do_not_depend_on_the_machine(machine):
     script = (
