@@ -75,7 +75,8 @@ def minimize(
       tolerance: the gradient norm to reach, L2 term included.
       method: "newton": steps with a factor of the Hessian, improved by differences of gradients as
         L-BFGS does it. The factor is `curvature`, as long as steps with it progress; a new one is
-        computed where that is likely to save time, so on easy problems maybe none.
+        computed where that is likely to save time: none on easy problems, nor where it would be
+        too large, see `factorize`.
         "lbfgs": the same without new factors. "descent": steps of 2 / (m + L) along the gradient.
       curvature: a factor kept from an earlier request or a training, see `factorize`.
       max_passes: give up after so many passes over the data.
@@ -96,8 +97,9 @@ def minimize(
       losses it rests on `allowance`.
       *Of networks* no bound on rounding is proved here, as `apply_fn` may be anything. In float64,
       errors of a network are of the order of the number of its operations in sequence times 1e-16,
-      so 1e-12 is ample for small ones; compare with a wider format to be sure. Where an output has
-      few tangent features, compute them once and use a linear loss on them, whose bound is proved.
+      so 1e-12 is ample for small ones; compare with a wider format to be sure. Where one output
+      has few parameters, `Linearized.features` computes tangent features once, and a linear loss on
+      them has a proved bound.
 
     Source:
       Nocedal & Wright (2006), Numerical optimization, section 7.2 (L-BFGS with a given first
@@ -118,13 +120,12 @@ def minimize(
     if not np.all(np.isfinite(flat)):
         raise ValueError("params must be finite, got a NaN or an infinity")
     kept_factors.check_curvature(curvature, flat.size)
-    if method == "newton":
-        kept_factors.is_by_output(loss, flat.size)  # refuses what is too large
     run = _Run(aim, flat, target, most, curvature)
     if method == "descent":
         reason = run.descend(2 / (loss.strong_convexity + loss.smoothness))
     else:
-        reason = run.newton(new_factors=method == "newton")
+        factors = method == "newton" and kept_factors.is_factorable(loss, flat.size)
+        reason = run.newton(new_factors=factors)
     if reason is not None:
         raise ValueError(
             f"tolerance {target:.3g} must be reached, got gradient norm {run.here.bound:.3g} "

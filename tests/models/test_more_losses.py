@@ -105,6 +105,36 @@ def test_values_are_those_of_other_derivations(name):
     assert value == pytest.approx(np.mean(expected) + L2 / 2 * float(w @ w), rel=1e-9)
 
 
+def slopes_by_hand(name, z, y):
+    """Derivatives in the outputs, in long doubles."""
+    sign = np.where(y > 0, 1, -1)
+    return {
+        "huber": lambda: np.clip(z - y, -np.longdouble(0.7), np.longdouble(0.7)),
+        "quantile": lambda: -0.8 + (0.25 - np.clip(y - z, -0.25, 0.25)) * 2,
+        "poisson": lambda: np.minimum(np.exp(z), 5) - np.clip(y, 0, 5),
+        "hinge": lambda: -sign * np.maximum(1 - sign * z, 0),
+        "signs": lambda: z - sign,
+        "logistic": lambda: 1 / (1 + np.exp(-z)) - (y > 0),
+    }[name]()
+
+
+@every
+def test_the_gradient_bound_is_above_the_exact_norm_and_close(name):
+    loss = LOSSES[name][0](largest_weight=W)
+    rng = np.random.default_rng(5)
+    x, y = draw(name, 1)
+    y = np.where(np.abs(y) > 10, 1, np.clip(y, 0, 1 if name in LABELLED else 5)).astype(np.float32)
+    weights = rng.uniform(0, W, 30).astype(np.float32)
+    data = (x, y, weights)
+    solved = solvers.minimize(loss, np.zeros(3), data, tolerance=1e-11, method="lbfgs").params
+    for w in (solved, solved + 1e-12, rng.normal(size=3), 20 * rng.normal(size=3)):
+        wide = [np.asarray(a, np.longdouble) for a in (x, y, weights, w)]
+        slopes = slopes_by_hand(name, wide[0] @ wide[3], wide[1]) * wide[2]
+        exact = wide[0].T @ slopes / 30 + np.longdouble(L2) * wide[3]
+        exact = float(np.sqrt(np.sum(exact**2)))
+        assert exact <= convex.gradient_norm(loss, w, data) <= exact + 1e-11 * (1 + norm(w))
+
+
 def draw(name, seed, longer=1.0):
     """Rows of norm B, times `longer`, with targets of every kind."""
     rng = np.random.default_rng(seed)

@@ -133,6 +133,32 @@ def test_tangent_models_use_kept_factors():
     assert length(apart) <= 2e-7 / loss.strong_convexity
 
 
+@pytest.mark.slow
+def test_few_tangent_features_make_a_linear_model_with_a_proved_bound():
+    rng = np.random.default_rng(0)
+    public = {"w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "v": jnp.zeros(3)}
+    one = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]  # noqa: E731
+    model = convex.linearized(one, public, radius=1.0)
+    x = 3 * rng.normal(size=(SIZE, 4)).astype(np.float32)
+    x[3] = np.nan
+    scales, y = model.scales(x), rng.integers(0, 2, SIZE)
+    features = model.features(x, scales, microbatch_size=16)
+    assert features.shape == (SIZE, 15)
+    assert np.all(np.linalg.norm(np.asarray(features, np.float64), axis=1) <= 1.0)
+    assert not np.any(features[3])
+    linear = convex.logistic_regression(1.0, 0.1)
+    out = solvers.minimize(linear, np.zeros(15), (features, y), tolerance=1e-10)
+    # The public network's outputs are 0, so this is its tangent model.
+    tangent = model.logistic_loss(0.1, binary=True)
+    w = {"v": out.params[:3], "w": out.params[3:].reshape(4, 3)}
+    assert convex.gradient_norm(tangent, w, (x, scales, y), allowance=1e-12) < 1e-6
+    with pytest.raises(ValueError, match=r"scales must have shape \(40,\)"):
+        model.features(x, scales[:3])
+    several, _, batch = problem()
+    with pytest.raises(ValueError, match="apply_fn must have one output each, got 3"):
+        several.features(*batch[:2])
+
+
 SPREAD = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec

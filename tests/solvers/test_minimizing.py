@@ -257,9 +257,10 @@ def test_many_parameters_are_factored_by_output_or_not_at_all(monkeypatch):
     out = solvers.minimize(loss, np.zeros((8, 3)), data, tolerance=1e-8, curvature=factor)
     assert out.gradient_norm <= 1e-8
     binary, data = problem(300, 12)
-    with pytest.raises(ValueError, match="method must be 'lbfgs' for 12 parameters"):
-        solvers.minimize(binary, np.zeros(12), data, tolerance=1e-8)
-    assert solvers.minimize(binary, np.zeros(12), data, tolerance=1e-8, method="lbfgs")
+    with pytest.raises(ValueError, match=r"params must be fewer .* got 12: minimize without"):
+        solvers.factorize(binary, np.zeros(12), data)
+    out = solvers.minimize(binary, np.zeros(12), data, tolerance=1e-8)
+    assert out.factorizations == 0
 
 
 # ------------------------------------------------------------------------------ forms of data
