@@ -23,6 +23,7 @@ from certunlearn.models.regression import (
     quantile_regression,
     ridge_regression,
 )
+from certunlearn.models.scikit_learn import from_sklearn, to_sklearn
 from certunlearn.models.tangent import Linearized, linearized
 from certunlearn.solvers.descent import DataDependentSteps, Trained, gradient_descent, gradient_norm
 from certunlearn.solvers.distances import (
@@ -40,6 +41,7 @@ __all__ = [
     "append_intercept",
     "clip_features",
     "contraction",
+    "from_sklearn",
     "gradient_descent",
     "gradient_difference",
     "gradient_norm",
@@ -53,5 +55,6 @@ __all__ = [
     "ridge_regression",
     "squared_hinge",
     "stability_distance",
+    "to_sklearn",
     "training_distance",
 ]

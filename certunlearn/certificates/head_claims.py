@@ -20,7 +20,7 @@ _BESIDE = ("kind", "l2", "indexed")
 def statistics_of(stats: Statistics | Kept) -> Statistics:
     """The sums themselves, or TypeError if there are none."""
     if isinstance(stats, Kept):
-        return stats.statistics
+        return stats.stats
     if not isinstance(stats, Statistics):
         raise TypeError(
             f"stats must be sums of certunlearn.exact.collect or keep, got {checks.shown(stats)}"
@@ -60,7 +60,7 @@ def head_of(stats: Statistics | Kept, recipe: Recipe) -> Head | LinearDiscrimina
     if recipe.kind == "lda":
         return heads.lda(statistics_of(stats), recipe.l2)
     if isinstance(stats, Kept) and stats.l2 != recipe.l2:
-        stats = stats.statistics
+        stats = stats.stats
     return heads.ridge(stats, recipe.l2)
 
 

@@ -61,7 +61,7 @@ class PerturbedMinimizer(pairs.LastNoisy):
       exact. `unlearn` refuses to add the noise unless it has verified the gradient norm.
 
     Source:
-      The theorem is ours only in its use; proved in docs/theory/minimizer.md.
+      Strong convexity, and Balle & Wang (2018); proved in docs/theory/minimizer.md.
 
     >>> m = PerturbedMinimizer(gradient_norm=1e-4, strong_convexity=0.01)
     >>> m.initial_distance, m.steps

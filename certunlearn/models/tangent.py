@@ -123,6 +123,51 @@ class Linearized:
         outputs, slope = jax.jvp(lambda p: self._outputs(p, inputs, size), (center,), (w,))
         return keep(usable, outputs + jax.vmap(jnp.multiply)(scales.astype(slope.dtype), slope))
 
+    def features(
+        self, inputs: ArrayTree, scales: ArrayLike, microbatch_size: int | None = None
+    ) -> jax.Array:
+        """The tangent features s(x) J(x) of a network with one output, for a linear model on them.
+
+        Such a model's outputs are s(x) J(x) w, without the public network's own output f(p0, x).
+        With few parameters, this pays: losses of linear models have proved rounding, take whole
+        passes in matrix products, and `cu.exact` takes such features too.
+
+        Args:
+          inputs, scales: as for `apply`.
+          microbatch_size: as for `scales`.
+
+        Returns:
+          `[batch, parameters]`, in the order of the flattened parameters, float32 or wider. Memory
+          is a gradient for each example.
+
+        Raises:
+          ValueError: if the network has several outputs, whose tangent features are a matrix for
+            each example; or as for `apply`.
+
+        Guarantee:
+          Each row's norm is at most the radius, as far as `scales` guarantees it for the numbers
+          that reverse mode returns here: the product with s adds one rounding, and s leaves room
+          for more. An example of scale 0 has features 0.
+        """
+        size = _batch_size(inputs)
+        if jnp.shape(scales) != (size,):
+            raise ValueError(f"scales must have shape ({size},), got {jnp.shape(scales)}")
+
+        def output(params: ArrayTree, one: ArrayTree) -> jax.Array:
+            outputs = self._outputs(params, jax.tree.map(lambda leaf: leaf[None], one), 1)
+            if outputs.size != 1:
+                raise ValueError(f"apply_fn must have one output each, got {outputs.size}")
+            return outputs.reshape(())
+
+        def row(example: tuple[ArrayTree, jax.Array]) -> jax.Array:
+            one, scale = example
+            slopes = jax.tree.leaves(jax.grad(output)(self.public_params, one))
+            flat = jnp.concatenate([leaf.ravel() for leaf in slopes])
+            return jnp.where(scale > 0, scale.astype(flat.dtype) * flat, 0)
+
+        examples = jax.tree.map(jnp.asarray, inputs), jnp.asarray(scales, jnp.float32)
+        return jax.lax.map(row, examples, batch_size=microbatch_size)
+
     def logistic_loss(self, l2: float, binary: bool = False) -> ConvexLoss:
         """Logistic regression on the tangent model, with its constants.
 

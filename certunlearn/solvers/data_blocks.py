@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks
 from certunlearn.models.linear import row_scales
@@ -95,7 +97,7 @@ def is_linear(loss: ConvexLoss) -> bool:
 
 def fits(loss: ConvexLoss, batch: Batch) -> bool:
     """Whether the batch's float64 features may be kept between passes."""
-    return not is_linear(loss) or 8 * math.prod(np.shape(batch[0])) <= _KEPT_BYTES
+    return not is_linear(loss) or not batch or 8 * math.prod(np.shape(batch[0])) <= _KEPT_BYTES
 
 
 def is_spread(batch: Batch) -> bool:
@@ -121,12 +123,12 @@ def blocks_of(
             raise TypeError(
                 f"batches of data must be tuples, as loss takes them, got {checks.shown(batch)}"
             )
-        batch = tuple(batch)
         spread = is_spread(batch)
+        batch = jax.tree.map(_left_to_compiler, tuple(batch)) if spread else tuple(batch)
         if loss.feature_norm is not None:
-            _check_shapes(loss, params, batch)
             if check and not spread:
                 loss.check_data(batch)
+            _check_shapes(loss, params, batch)
         if is_linear(loss):
             yield from [_spread_block(loss, batch)] if spread else _linear_blocks(loss, batch)
         else:
@@ -136,6 +138,12 @@ def blocks_of(
 def _check_shapes(loss: ConvexLoss, params: ArrayTree, batch: Batch) -> None:
     if np.ndim(batch[0]) != 2:
         raise ValueError(f"features must be of shape [n, d], got {np.shape(batch[0])}")
+    lengths = [np.shape(part)[:1] for part in batch]
+    parts = 2 + (loss.largest_weight is not None)
+    if len(lengths) != parts or len(set(lengths)) != 1 or lengths[0] == (0,):
+        raise ValueError(
+            f"data must be {parts} arrays of as many rows, at least 1, got lengths {lengths}"
+        )
     expected = loss.init(np.shape(batch[0])[1]).shape
     if np.shape(params) != expected:
         raise ValueError(f"params must be of shape {expected}, got {np.shape(params)}")
@@ -168,6 +176,18 @@ def _spread_block(loss: ConvexLoss, batch: Batch) -> Block:
     wide = _scaled(features, loss.feature_norm)
     weights = rest[0] if rest else None
     return Block(rows, LinearBlock(wide, targets, weights, jnp.ones(rows, bool)))
+
+
+def _left_to_compiler(leaf: ArrayLike) -> ArrayLike:
+    """The array on the same devices, without a say in how results of it are spread."""
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding):
+        return leaf
+    mesh = leaf.sharding.mesh
+    if not isinstance(mesh, Mesh):
+        return leaf
+    return jax.device_put(
+        leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), leaf.sharding.spec)
+    )
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:

@@ -68,6 +68,8 @@ class Objective:
         shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
         return jax.tree.unflatten(treedef, shaped)
 
+    # Whoever starts too far away gets an infinite bound, and no warnings beside it.
+    @np.errstate(over="ignore", invalid="ignore")
     def at(self, flat: np.ndarray, *, check: bool = False) -> Evaluation:
         """Objective and gradient, with an upper bound on the gradient's exact norm.
 

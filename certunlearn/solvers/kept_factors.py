@@ -87,29 +87,25 @@ def factored(aim: Objective, flat: np.ndarray) -> Curvature:
     Raises:
       ValueError: if even single outputs have too many parameters.
     """
-    outputs = aim.loss.outputs
-    by_output = is_by_output(aim.loss, flat.size)
-    blocks = aim.hessian(flat, by_output=by_output)
-    return Curvature(np.stack([_cholesky(block) for block in blocks]), outputs)
-
-
-def is_by_output(loss: ConvexLoss, size: int) -> bool:
-    """Whether only the blocks of single outputs are factored."""
-    if size <= MOST_FACTORED:
-        return False
-    outputs = loss.outputs
-    if not data_blocks.is_linear(loss) or outputs is None or size**2 > _MOST_IN_BLOCKS * outputs:
+    if not is_factorable(aim.loss, flat.size):
         raise ValueError(
-            f"method must be 'lbfgs' for {size} parameters, got 'newton', whose factor of the "
-            "Hessian would be too large"
+            f"params must be fewer for a factor of the Hessian, got {flat.size}: minimize without "
+            "one (method='lbfgs')"
         )
-    return True
+    blocks = aim.hessian(flat, by_output=flat.size > MOST_FACTORED)
+    return Curvature(np.stack([_cholesky(block) for block in blocks]), aim.loss.outputs)
+
+
+def is_factorable(loss: ConvexLoss, size: int) -> bool:
+    """Whether a factor, whole or by output, is small enough."""
+    by_output = data_blocks.is_linear(loss) and loss.outputs is not None
+    return size <= MOST_FACTORED or (by_output and size**2 <= _MOST_IN_BLOCKS * (loss.outputs or 1))
 
 
 def cost_in_passes(loss: ConvexLoss, size: int, rows: int) -> float:
     """About how many passes take as long as a factor does."""
     outputs = loss.outputs or 1
-    block = size / outputs if is_by_output(loss, size) else size
+    block = size / outputs if size > MOST_FACTORED else size
     return _SPEED_OF_PRODUCTS * block * (0.25 + size / (12 * rows))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import checks, trees
+from certunlearn._numerics import checks
 from certunlearn.models.loss import ConvexLoss
 from certunlearn.solvers import kept_factors
 from certunlearn.solvers.data_blocks import Data
@@ -75,7 +75,8 @@ def minimize(
       tolerance: the gradient norm to reach, L2 term included.
       method: "newton": steps with a factor of the Hessian, improved by differences of gradients as
         L-BFGS does it. The factor is `curvature`, as long as steps with it progress; a new one is
-        computed where that is likely to save time, so on easy problems maybe none.
+        computed where that is likely to save time: none on easy problems, nor where it would be
+        too large, see `factorize`.
         "lbfgs": the same without new factors. "descent": steps of 2 / (m + L) along the gradient.
       curvature: a factor kept from an earlier request or a training, see `factorize`.
       max_passes: give up after so many passes over the data.
@@ -96,8 +97,9 @@ def minimize(
       losses it rests on `allowance`.
       *Of networks* no bound on rounding is proved here, as `apply_fn` may be anything. In float64,
       errors of a network are of the order of the number of its operations in sequence times 1e-16,
-      so 1e-12 is ample for small ones; compare with a wider format to be sure. Where an output has
-      few tangent features, compute them once and use a linear loss on them, whose bound is proved.
+      so 1e-12 is ample for small ones; compare with a wider format to be sure. Where one output
+      has few parameters, `Linearized.features` computes tangent features once, and a linear loss on
+      them has a proved bound.
 
     Source:
       Nocedal & Wright (2006), Numerical optimization, section 7.2 (L-BFGS with a given first
@@ -113,17 +115,17 @@ def minimize(
     target = checks.positive("tolerance", tolerance)
     method = checks.choice("method", method, METHODS)
     most = checks.positive_int("max_passes", max_passes)
-    trees.check_finite("params", params)
     aim = objective(loss, params, data, allowance)
     flat = flatten(params)
+    if not np.all(np.isfinite(flat)):
+        raise ValueError("params must be finite, got a NaN or an infinity")
     kept_factors.check_curvature(curvature, flat.size)
-    if method == "newton":
-        kept_factors.is_by_output(loss, flat.size)  # refuses what is too large
     run = _Run(aim, flat, target, most, curvature)
     if method == "descent":
         reason = run.descend(2 / (loss.strong_convexity + loss.smoothness))
     else:
-        reason = run.newton(new_factors=method == "newton")
+        factors = method == "newton" and kept_factors.is_factorable(loss, flat.size)
+        reason = run.newton(new_factors=factors)
     if reason is not None:
         raise ValueError(
             f"tolerance {target:.3g} must be reached, got gradient norm {run.here.bound:.3g} "
@@ -165,7 +167,7 @@ class _Run:
         while (reason := self._stop()) == "":
             if new_factors and self._factor_is_due():
                 self._refactor()
-            if self._step():
+            if self._step() or self.passes >= self.most:
                 continue
             if self._pairs:
                 self._pairs = []

@@ -35,14 +35,14 @@ class Kept:
     numbers hold rounding errors of rows that were removed. None of that reaches a head.
 
     Attributes:
-      statistics: the sums.
+      stats: the sums.
       l2: weight of the L2 term.
       inverse: float64 `[d, d]`, about (A + lambda I)^-1 but for the drift of lambda.
       drift: how much lambda has changed since the inverse was worked out, in its units.
       point: a solution of the equations of some earlier sums; its residual is for the present ones.
     """
 
-    statistics: Statistics
+    stats: Statistics
     l2: float
     inverse: np.ndarray
     drift: float
@@ -50,7 +50,7 @@ class Kept:
 
     def __repr__(self) -> str:
         """What is public of it."""
-        return f"Kept({self.statistics.settings}, l2={self.l2!r}, <private>)"
+        return f"Kept({self.stats.settings}, l2={self.l2!r}, <private>)"
 
 
 def keep(stats: Statistics, l2: float = 1e-3) -> Kept:
@@ -200,7 +200,7 @@ def _either(
     if not isinstance(stats, Kept):
         return changed(stats, found, sign, on_device)
     batches = list(found)  # they are needed twice
-    after = changed(stats.statistics, iter(batches), sign, on_device)
+    after = changed(stats.stats, iter(batches), sign, on_device)
     if not batches:
         return stats
     rows, numbers = (np.concatenate(each) for each in zip(*batches, strict=True))
@@ -212,7 +212,7 @@ def _changed(
 ) -> Kept:
     """What is kept, for sums that rows were added to (sign 1) or removed from (sign -1)."""
     settings, l2 = stats.settings, kept.l2
-    new, old = systems.ridge_system(stats, l2), systems.ridge_system(kept.statistics, l2)
+    new, old = systems.ridge_system(stats, l2), systems.ridge_system(kept.stats, l2)
     point, inverse = kept.point, kept.inverse
     drift = kept.drift + new.ridge - old.ridge
     renew = abs(drift) > _MOST_DRIFT * new.ridge
@@ -267,7 +267,7 @@ def solution(kept: Kept) -> np.ndarray:
     Float64 corrects the older solution and bounds what is left, which decides nearly all numbers.
     For outputs with others, exact steps go on from the older solution.
     """
-    system = systems.ridge_system(kept.statistics, kept.l2)
+    system = systems.ridge_system(kept.stats, kept.l2)
     found = _corrected(kept, system)
     undecided = np.isnan(found).any(axis=0)
     if undecided.any():
@@ -302,7 +302,7 @@ def _corrected(kept: Kept, system: System) -> np.ndarray:
     norms are at most ||A||_F ||D||.
     """
     solve, point = _solver(kept, system), kept.point
-    matrix = kept.statistics.gram.to_float()
+    matrix = kept.stats.gram.to_float()
     frobenius = float(np.linalg.norm(matrix)) * (1 + 1e-9)
     places = point.places.astype(np.int64)
     residual = np.ldexp(point.residual.astype(np.float64), -places - system.binary_places)

@@ -109,12 +109,12 @@ def noisy_steps(
 
 
 def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, StepStats]]:
-    """Compiles the step of a mechanism that has minimised before: its noise, on no gradient.
+    """The step of a mechanism that has minimised before: its noise, on no gradient.
 
-    Called like what `noisy_steps` returns. It looks at no data, and has no numbers to show.
+    Called like what `noisy_steps` returns. It looks at no data, and has no numbers to show. It is
+    taken once, so it is not compiled: compiling it takes longer than minimising often does.
     """
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
     def run(
         carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
     ) -> tuple[Carry, StepStats]:

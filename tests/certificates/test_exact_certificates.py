@@ -81,7 +81,7 @@ def test_a_regression_and_what_keep_made_are_certified_too():
     head = exact.ridge(kept)
     certificate = exact.certify(kept, head)
     assert cu.verify(certificate, head, stats=kept)
-    assert cu.verify(certificate, head, stats=kept.statistics)
+    assert cu.verify(certificate, head, stats=kept.stats)
     batches = ((ROWS[at : at + 7], targets[at : at + 7]) for at in range(3, 40, 7))
     assert exact.replay(certificate, batches)
     order = RNG.permutation(np.flatnonzero(KEPT))

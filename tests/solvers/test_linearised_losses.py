@@ -81,7 +81,6 @@ def test_what_needs_a_linear_model_says_what_to_use():
     for refused, remedy in (
         (lambda: loss.init(4), r"Linearized\.zeros\(\)"),
         (lambda: loss.check_data(batch), r"Linearized\.scales"),
-        (lambda: convex.gradient_norm(loss, model.zeros(), batch), "training_distance"),
         (
             lambda: convex.gradient_descent(loss, model.zeros(), batch, steps=3),
             "number of steps fixed beforehand and use training_distance",

@@ -192,6 +192,14 @@ def test_sums_stay_exact_up_to_the_largest_weight(sign):
             beyond()
 
 
+def test_more_blocks_than_int64_holds_are_exact():
+    x, y = np.ones((140_000, 1)), np.ones(140_000, int)  # 255 * 140,000 * 2^38 > 2^63
+    stats = sums.collect(x, y, class_weights=(1, 255), index=False)
+    assert stats.gram.to_objects().tolist() == [[140_000 * 255 * 2**38]]
+    assert stats.cross.to_objects().tolist() == [[0, 140_000 * 255 * 2**19]]
+    assert sums.remove(stats, x, y).gram.is_zero()
+
+
 def test_the_weight_counts_class_weights():
     one = sums.collect([[1.0], [1.0]], [0, 1], class_weights=(255, 1), index=False)
     assert one.weight == 256
@@ -269,39 +277,6 @@ def test_no_rows_are_no_change():
         ):
             assert same_sums(none, stats)
     assert sums.collect(features()[:0], np.zeros(0)).rows == 0
-
-
-def test_merging_needs_one_beginning():
-    x, y = features(4), labels(4)
-    start = sums.empty(5, classes=3)
-    a, b = sums.add(start, x[:2], y[:2]), sums.add(start, x[2:], y[2:])
-    assert same_sums(sums.merge(a, b), sums.collect(x, y, classes=3))
-    sums.remove(sums.merge(a, b), x, y)  # the index knows the rows of both
-    other = sums.empty(5, classes=3, bits=19)
-    with pytest.raises(ValueError, match=r"equal settings .*cu\.exact\.empty"):
-        sums.merge(a, other)
-    bare = sums.empty(5, classes=3, index=False)
-    for pair in ((a, bare), (bare, a)):
-        with pytest.raises(ValueError, match="both have an index"):
-            sums.merge(*pair)
-
-
-def test_collections_that_began_apart_merge(tmp_path):
-    x, y = features(6), labels(6)
-    shards = [sums.collect(x[i : i + 2], y[i : i + 2], classes=3) for i in (0, 2, 4)]
-    again = sums.collect(x[:1], y[:1], classes=3)  # row 0 is in two of them
-    whole = sums.merge(sums.merge(shards[0], sums.merge(shards[1], shards[2])), again)
-    sums.save(tmp_path / "sums.private.npz", whole)
-    for stats in (whole, sums.load(tmp_path / "sums.private.npz")):
-        assert stats.index.rows == stats.rows == 7
-        left = sums.remove(stats, x[[0, 5, 0, 3]], y[[0, 5, 0, 3]])
-        assert same_sums(left, sums.collect(x[[1, 2, 4]], y[[1, 2, 4]], classes=3))
-        with pytest.raises(ValueError, match=r"row 2 cannot .* only 2 of it"):
-            sums.remove(stats, x[[0, 0, 0]], y[[0, 0, 0]])
-        with pytest.raises(ValueError, match=r"row 1 cannot .* no such row"):
-            sums.remove(left, x[[4, 5]], y[[4, 5]])
-        back = sums.merge(left, sums.collect(x[[0]], y[[0]], classes=3))
-        assert sums.remove(back, x[[0]], y[[0]]).rows == 3
 
 
 def test_the_digest_sees_every_part():

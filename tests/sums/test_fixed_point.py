@@ -31,6 +31,14 @@ def test_rows_follow_the_rule(row, norm, bits):
     assert found[0].tolist() == fixed_row(row, norm, bits)
 
 
+@pytest.mark.parametrize("norm", [1.0, 0.7])
+def test_rows_whose_largest_entry_is_the_norm_times_a_power_of_two(norm):
+    x = features(40, 3) / 3
+    x[:, 1] = norm * 2.0 ** (np.arange(40) % 5)
+    found = rule(3, norm, 6).feature_rows(x).tolist()
+    assert found == [fixed_row(row, norm, 6) for row in x.tolist()]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=4), st.floats(0.25, 3), st.integers(4, 20))
 def test_rounding_and_clipping_are_close(row, norm, bits):

@@ -364,4 +364,6 @@ def test_three_requests_in_turn_are_certified_for_their_union():
 
 @pytest.mark.parametrize("name", [*SYSTEMS, *OTHERS])
 def test_every_mechanism_says_what_holds_for_several_requests(name):
-    assert any(word in (SYSTEMS | OTHERS)[name].sequence for word in ("union", "serves all requests"))
+    assert any(
+        word in (SYSTEMS | OTHERS)[name].sequence for word in ("union", "serves all requests")
+    )
