@@ -1,6 +1,7 @@
 """Features of every image by the public network, made once and kept in a private folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,13 +69,15 @@ def make(images: Halves, widths: tuple[int, ...], epochs: int) -> Features:
     return Features(*(Rows(scaling(x), part.labels) for x, part in zip(raw, images, strict=True)))
 
 
-def cached(path: Path, images: Halves, widths: tuple[int, ...], epochs: int) -> Features:
+def cached(
+    path: Path, load: Callable[[], Halves], widths: tuple[int, ...], epochs: int
+) -> Features:
     """The features kept at `path`; if there are none, they are made and kept.
 
     The file holds features of private images: it is written for its owner alone.
     """
     if not path.exists():
-        features = make(images, widths, epochs)
+        features = make(load(), widths, epochs)
         arrays = {
             f"{name}_{part}": array
             for name in Features._fields

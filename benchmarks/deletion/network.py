@@ -115,4 +115,5 @@ class Scaling(NamedTuple):
         constant = np.full((len(raw), 1), CONSTANT)
         rows = SHARE * np.concatenate([(raw - self.mean) / self.typical, constant], axis=1)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return (rows / np.maximum(norms, 1.0)).astype(np.float32)
+        # A little more than the norm, so that none exceeds 1 in float32.
+        return (rows / np.maximum(norms * (1 + 1e-6), 1.0)).astype(np.float32)

@@ -5,10 +5,11 @@ evaluation of held-out private rows decides, never the test set. A family costs 
 setting takes to the first evaluation at which it reaches the target.
 """
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,12 @@ from benchmarks.deletion.features import Rows, Split
 from benchmarks.deletion.solvers import Points, Problem
 
 Setting = dict[str, Any]
-_RATES = {"softmax": (8.0, 16.0, 32.0, 64.0), "squares": (0.25, 0.5, 1.0, 2.0)}
+_RATES = {
+    "softmax": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0),
+    "squares": (0.1, 0.25, 0.5, 1.0, 1.5, 2.0),
+}
+_ADAM_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_SHARES = (1, 0.75, 0.5, 0.35, 0.25, 0.125)  # of the rows
 _BATCHES = (32, 128, 512)
 STARTS = ("zero", "public head", "class sums")
 DAMPING = 1e-4  # of the public curvature
@@ -35,6 +41,9 @@ class Family(NamedTuple):
     def __str__(self) -> str:
         """In words."""
         return f"{self.loss}, {self.solver}, from {self.start}"
+
+
+Tuned = dict[Family, tuple[Setting, "Reached"]]
 
 
 class Reached(NamedTuple):
@@ -61,33 +70,29 @@ NEVER = Cost(math.inf, math.inf)
 
 
 def grid(loss: str, solver: str) -> list[Setting]:
-    """The 24 settings that are tried of every solver."""
+    """The 36 settings that are tried of every solver."""
     names: dict[str, tuple[Any, ...]]
     if solver == "SGD":
         names = {"batch": _BATCHES, "rate": _RATES[loss], "momentum": (0, 0.9)}
     elif solver == "averaged SGD":
-        names = {
-            "batch": _BATCHES, "rate": _RATES[loss], "decay": (0, 0.01), "average": (True,)
-        }  # fmt: skip
+        names = {"batch": _BATCHES, "rate": _RATES[loss], "decay": (0, 0.01), "average": (True,)}
     elif solver == "Adam":
-        names = {
-            "batch": _BATCHES, "rate": (0.01, 0.03, 0.1, 0.3), "decay": (0, 0.01), "adam": (True,)
-        }  # fmt: skip
+        names = {"batch": _BATCHES, "rate": _ADAM_RATES, "decay": (0, 0.01), "adam": (True,)}
     elif solver == "SGD in public curvature":
         scale = 4 if loss == "softmax" else 1
-        rates = tuple(scale * rate for rate in (0.03, 0.1, 0.3, 1.0))
+        rates = tuple(scale * rate for rate in (0.03, 0.1, 0.2, 0.4, 0.7, 1.0))
         names = {"batch": (128, 512, 2048), "rate": rates, "decay": (0, 0.1), "curved": (True,)}
     elif solver == "L-BFGS":
-        names = {"share": (1, 0.5, 0.25, 0.125), "l2": (0, 1e-5, 1e-4), "memory": (5, 20)}
+        names = {"share": _SHARES, "l2": (0, 1e-5, 1e-4), "memory": (5, 20)}
     elif solver == "Newton and CG":
         names = {
-            "share": (1, 0.5, 0.25, 0.125),
+            "share": _SHARES,
             "l2": (1e-5, 1e-4, 1e-3),
             "public": (False, True),
             "inner": (20,) if loss == "squares" else (5,),
         }
     else:
-        names = {"share": (1, 0.5, 0.25, 0.125), "l2": (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3)}
+        names = {"share": _SHARES, "l2": (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3)}
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*names.values())]
 
 
@@ -148,6 +153,11 @@ def begin(family: Family, rows: Rows, classes: int, public: Public) -> Problem:
     return problem
 
 
+def in_public_curvature(family: Family, setting: Setting) -> bool:
+    """Whether it rests on features of public rows having about the private rows' curvature."""
+    return bool(family.start == "class sums" or setting.get("curved") or setting.get("public"))
+
+
 def points(family: Family, setting: Setting, problem: Problem) -> Points:
     """Heads and costs from the start on: what costs nothing but the start comes first."""
     if problem.start is not None:
@@ -185,12 +195,15 @@ def reach(
     return found._replace(test_cost=test_cost)
 
 
-def tune(split: Split, public: Public, target: float) -> dict[Family, tuple[Setting, Reached]]:
-    """Every family's cheapest setting in operations, of those that reach the target at all."""
-    best: dict[Family, tuple[Setting, Reached]] = {}
+def tune(split: Split, public: Public, target: float, every: int = 1) -> Tuned:
+    """Every family's cheapest setting in operations, of those that reach the target at all.
+
+    Of the settings only each `every`-th is tried: more than 1 is for a run of seconds.
+    """
+    best: Tuned = {}
     for family in FAMILIES:
         problem = begin(family, split.train, split.classes, public)
-        for setting in grid(family.loss, family.solver):
+        for setting in grid(family.loss, family.solver)[::every]:
             most = best[family][1].cost.flops if family in best else math.inf
             found = reach(points(family, setting, problem), split, target, math.inf, most)
             if found.cost.flops < most:
@@ -198,8 +211,36 @@ def tune(split: Split, public: Public, target: float) -> dict[Family, tuple[Sett
     return best
 
 
-def repeated(family: Family, setting: Setting, rows: Rows, classes: int, public: Public,
-             point: int) -> Iterator[Any]:  # fmt: skip
-    """The run up to an evaluation, without evaluating anything: what is timed."""
-    run = points(family, setting, begin(family, rows, classes, public))
-    return itertools.islice(run, point)
+class Yardstick(NamedTuple):
+    """One family's retraining after a request, and how to run it again without evaluating."""
+
+    family: Family
+    setting: Setting
+    reached: Reached
+    run: Callable[[], object]
+
+
+def yardsticks(
+    split: Split, public: Public, retain: Rows, best: Tuned, target: float, test_target: float
+) -> list[Yardstick]:
+    """Every family with its tuned setting, on the rows that remain, up to the target."""
+    found = []
+    for family, (setting, _) in best.items():
+        problem = begin(family, retain, split.classes, public)
+        reached = reach(points(family, setting, problem), split, target, test_target)
+        run = functools.partial(_again, family, setting, problem, public, reached.point)
+        found.append(Yardstick(family, setting, reached, run))
+    return found
+
+
+def _again(
+    family: Family, setting: Setting, problem: Problem, public: Public, point: int
+) -> np.ndarray:
+    """The run up to an evaluation, without evaluating; class sums are summed up again."""
+    if family.start == "class sums":
+        head, spent = solvers.class_sums(problem)
+        scale = np.float32(solvers.SOFTMAX_SCALE if family.loss == "softmax" else 1)
+        problem = problem._replace(start=scale * head, spent=spent)
+    for head, _ in itertools.islice(points(family, setting, problem), point):  # noqa: B007
+        pass
+    return head

@@ -149,7 +149,10 @@ def lbfgs(problem: Problem, loss: str, setting: dict[str, Any]) -> Points:
             if found <= value + 1e-4 * length * slope or length < 1e-6:
                 break
             length /= 2
-        pairs = [*pairs, (moved - head, there - gradient)][-memory:]
+        step, change = moved - head, there - gradient
+        if not np.sum(step * change) > 1e-12 * np.sum(step**2):
+            return  # float32 comes no nearer
+        pairs = [*pairs, (step, change)][-memory:]
         head, value, gradient = moved, found, there
         cost += own
         yield head, cost
