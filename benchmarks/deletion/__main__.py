@@ -23,8 +23,8 @@ from benchmarks.deletion.experiment import Plan
 from certunlearn._numerics import files
 
 WIDTHS, EPOCHS = (32, 64, 128), 8
-QUICK_WIDTHS, QUICK_EPOCHS = (4, 8, 8), 1
-QUICK = Plan(sizes=(1, 10), chain=2, rounds=1, every=9)
+QUICK_WIDTHS, QUICK_EPOCHS = (4, 8, 8), 6
+QUICK = Plan(sizes=(10,), chain=2, rounds=1, every=9)
 PACKAGES = ("certunlearn", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
@@ -34,7 +34,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="seconds, synthetic images")
-    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 17), metavar="N")
+    parser.add_argument(
+        "--seeds", type=int, choices=range(1, 17), metavar="N", help="3; 1 if quick"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=Plan().sizes, metavar="K")
     parser.add_argument("--cache", type=Path, help="private folder of features; not with --quick")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
@@ -51,7 +53,10 @@ def main() -> None:
     made = time.perf_counter() - begun
     # One thread of BLAS: a head's products are too small for more.
     with threadpoolctl.threadpool_limits(1, "blas"):
-        runs = [experiment.run(found, seed, plan) for seed in range(args.seeds)]
+        runs = [
+            experiment.run(found, seed, plan)
+            for seed in range(args.seeds or (1 if args.quick else 3))
+        ]
     record: dict[str, Any] = {
         "command": "python -m benchmarks.deletion" + " --quick" * args.quick,
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",

@@ -71,7 +71,7 @@ def tuned(
     center = public.heads["softmax"]
     everything = Request("none", 0, split.train.take(np.s_[:0]), split.train)
     best = (math.inf, RADII[0], retraining.grid("softmax", "averaged SGD")[0])
-    for radius in RADII:
+    for radius in RADII[::every]:
         head, _ = noisy(trained, center, radius, everything, seed)
         for setting in retraining.grid("softmax", "averaged SGD")[::every]:
             found = finetuned(head, everything, split, public, setting, target, math.inf)

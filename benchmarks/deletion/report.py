@@ -54,9 +54,11 @@ def finite(value: Any) -> Any:
 
 
 def spread(values: Sequence[float | None], style: str, scale: float = 1.0) -> str:
-    """Mean and standard error; a dash if a seed has none."""
+    """Mean and standard error; a dash if a seed has none; "free" if retraining cost nothing."""
     if not values or any(value is None for value in values):
         return "—"
+    if any(math.isinf(value) for value in values if value is not None):
+        return "retraining is free"
     numbers = scale * np.asarray(values, float)
     mean = format(np.mean(numbers), style)
     if len(numbers) == 1:
@@ -77,10 +79,13 @@ def cheapest(request: dict[str, Any], name: str, key: str, public: bool) -> floa
 
 
 def ratio(request: dict[str, Any], method: str, key: str, public: bool = True) -> float | None:
-    """The method's cost over that of the cheapest retraining."""
+    """The method's cost over that of the cheapest retraining; infinite if that costs nothing."""
     own = request["rows"][method].get(key)
-    mark = cheapest(request, YARDSTICK.get(method, "ridge"), key, public)
-    return None if own is None or mark is None else own / mark
+    name = YARDSTICK.get(method, "ridge")
+    mark = cheapest(request, name, key, public)
+    if own is None or mark is None:
+        return None
+    return own / mark if cheapest(request, name, "flops", public) else math.inf
 
 
 def requests(record: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -207,7 +212,7 @@ def picture(record: dict[str, Any]) -> Figure:
             for kind, line in (("random", "-"), ("one class", ":")):
                 some = [each for each in requests(record) if each[0]["kind"] == kind]
                 values = [[of(one, method) for one in each] for each in some]
-                if any(value is None for each in values for value in each):
+                if any(value is None or math.isinf(value) for each in values for value in each):
                     continue
                 numbers = np.asarray(values)
                 error = (

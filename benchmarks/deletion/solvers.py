@@ -201,8 +201,10 @@ def newton(problem: Problem, loss: str, setting: dict[str, Any]) -> Points:
             return x.T @ u / size + l2 * v
 
         ahead = precondition(residual)
-        square = np.sum(residual * ahead)
+        square = first = np.sum(residual * ahead)
         for _ in range(setting["inner"]):
+            if not square > 1e-12 * first:  # float32 comes no nearer
+                break
             curvature = curved(ahead)
             length = square / np.sum(ahead * curvature)
             head = head + length * ahead
@@ -222,7 +224,11 @@ def direct(problem: Problem, loss: str, setting: dict[str, Any]) -> Points:
     gram = scipy.linalg.blas.ssyrk(1.0 / size, x.T, lower=True).astype(np.float64)
     gram[np.diag_indices(d)] += setting["l2"]
     right = x.T @ (2 * wanted - 1) / size
-    head = scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram, lower=True), right)
+    try:
+        factor = scipy.linalg.cho_factor(gram, lower=True)
+    except np.linalg.LinAlgError:  # features that are 0 in all rows, without an L2 term
+        return
+    head = scipy.linalg.cho_solve(factor, right)
     yield head.astype(np.float32), costs.direct(size, d, outputs)
 
 
