@@ -191,7 +191,7 @@ def plain_loss(params, batch):
         ({"per_example": True}, ValueError, "per_example must be False"),
         ({"batch_size": 7}, ValueError, f"batch_size must be None or all {SIZE}"),
         ({"before_clip": optax.scale(0.5)}, ValueError, "before_clip must be None"),
-        ({"delta": None}, ValueError, "delta must be given"),
+        ({"delta": None}, TypeError, "delta must be one real number"),
         ({"accountant": "exact"}, ValueError, "accountant='exact' is for mechanisms that need no"),
         ({"stop_after": 2}, ValueError, "stop_after must be at most"),
     ],
@@ -205,7 +205,7 @@ def test_what_only_such_a_run_takes_others_refuse():
     clipping = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
     with pytest.raises(ValueError, match="solver and gradient_allowance must be None for Grad"):
         run(clipping, loss=plain_loss, batch_size=20)
-    with pytest.raises(ValueError, match="batch_size must be given for GradientClipping"):
+    with pytest.raises(TypeError, match="batch_size must be given for GradientClipping"):
         run(clipping, loss=plain_loss, solver=None)
     with pytest.raises(TypeError, match="solver must be a function"):
         cu.Options(solver=3)
