@@ -205,8 +205,8 @@ def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule | None) ->
     Of an exact mechanism it is 0.0, whatever is given: more noise leaves it exact.
 
     Raises:
-      TypeError: if `mechanism` is none, or `noise_scale` is not numbers.
-      ValueError: if noise is missing, not positive and finite, or has another length; for an exact
+      TypeError: if `mechanism` is none, or `noise_scale` is missing or not numbers.
+      ValueError: if noise is not positive and finite, or has another length; for an exact
         mechanism, if it is negative.
     """
     mechanisms.check(mechanism)
@@ -221,11 +221,11 @@ def checked_delta(mechanism: Mechanism, delta: float | None) -> float:
     """Delta strictly between 0 and 1; for an exact mechanism 0 and None, which is 0, as well.
 
     Raises:
-      TypeError: if it is no number.
-      ValueError: if it is missing or out of range.
+      TypeError: if it is missing, or no number.
+      ValueError: if it is out of range.
     """
     if mechanism.exact and (delta is None or checks.real("delta", delta) == 0):
         return 0.0
     if delta is None:
-        raise ValueError(f"delta must be given for {type(mechanism).__name__}, got None")
+        raise TypeError(f"delta must be one real number for {type(mechanism).__name__}, got None")
     return checks.open_unit("delta", delta)

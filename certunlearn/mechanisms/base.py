@@ -290,9 +290,9 @@ def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule | None) ->
     """A noise scale as one number or `[steps]` numbers; 0.0 for an exact mechanism, and no other.
 
     Raises:
-      TypeError: if it is no number, nor a sequence or schedule of them.
-      ValueError: if noise is missing, not positive and finite, or has another length; or if it is
-        not 0 where there is none.
+      TypeError: if it is missing, or no number, nor a sequence or schedule of them.
+      ValueError: if noise is not positive and finite, or has another length; or if it is not 0
+        where there is none.
     """
     if mechanism.exact:
         if noise_scale is not None and checks.real("noise_scale", noise_scale) != 0:
@@ -302,7 +302,7 @@ def checked_noise(mechanism: Mechanism, noise_scale: ScalarOrSchedule | None) ->
             )
         return 0.0
     if noise_scale is None:
-        raise ValueError(f"noise_scale must be given for {type(mechanism).__name__}, got None")
+        raise TypeError(f"noise_scale must be given for {type(mechanism).__name__}, got None")
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)
 
 
@@ -310,8 +310,8 @@ def checked_delta(mechanism: Mechanism, delta: float | None) -> float:
     """A delta strictly between 0 and 1; 0.0 for an exact mechanism, and no other.
 
     Raises:
-      TypeError: if it is no number.
-      ValueError: if it is missing or out of range.
+      TypeError: if it is missing, or no number.
+      ValueError: if it is out of range.
     """
     if mechanism.exact:
         if delta is not None and checks.real("delta", delta) != 0:
@@ -321,7 +321,7 @@ def checked_delta(mechanism: Mechanism, delta: float | None) -> float:
             )
         return 0.0
     if delta is None:
-        raise ValueError(f"delta must be given for {type(mechanism).__name__}, got None")
+        raise TypeError(f"delta must be one real number for {type(mechanism).__name__}, got None")
     return checks.open_unit("delta", delta)
 
 

@@ -129,6 +129,8 @@ def blocks_of(
             if check and not spread:
                 loss.check_data(batch)
             _check_shapes(loss, params, batch)
+            if check:
+                jax.eval_shape(loss.loss_fn, params, batch)  # says which shapes it takes
         if is_linear(loss):
             yield from [_spread_block(loss, batch)] if spread else _linear_blocks(loss, batch)
         else:

@@ -78,8 +78,8 @@ def prepare(
       A `Prepared`, for one call of `run_noisy_steps`.
 
     Raises:
-      TypeError: if an argument is not of the right kind.
-      ValueError: if an argument is out of range or missing, or a step cannot work.
+      TypeError: if an argument is missing or not of the right kind.
+      ValueError: if an argument is out of range, or a step cannot work.
 
     Guarantee:
       None yet: nothing of it may leave. It holds the trained model and the keys.
@@ -218,7 +218,7 @@ def _examples(
     size = batches.data_size(data)
     if batch_size is None:
         if mechanism.solve_to is None:
-            raise ValueError(f"batch_size must be given for {type(mechanism).__name__}, got None")
+            raise TypeError(f"batch_size must be given for {type(mechanism).__name__}, got None")
         batch_size = size
     sampled = mechanism.poisson_sampling() is not None
     return Examples(

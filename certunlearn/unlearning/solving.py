@@ -12,7 +12,7 @@ from chex import ArrayTree
 from certunlearn import solvers
 from certunlearn.mechanisms import Mechanism
 from certunlearn.models.loss import ConvexLoss
-from certunlearn.solvers import data_passes, kept_factors
+from certunlearn.solvers import data_passes
 from certunlearn.unlearning import inputs
 from certunlearn.unlearning.run_options import Options
 
@@ -99,7 +99,6 @@ def solve(
             _on_host(params),
             data,
             tolerance=tolerance,
-            method=_method(loss, params),
             allowance=more.gradient_allowance,
         )
         point, norm, passes = found.params, found.gradient_norm, found.passes
@@ -126,15 +125,6 @@ def as_released(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
     return jax.tree.map(
         lambda leaf, other: jnp.asarray(np.asarray(leaf).astype(other.dtype)), tree, like
     )
-
-
-def _method(loss: ConvexLoss, params: ArrayTree) -> str:
-    """Newton's, unless its factor would be too large."""
-    try:
-        kept_factors.is_by_output(loss, sum(np.size(leaf) for leaf in jax.tree.leaves(params)))
-    except ValueError:
-        return "lbfgs"
-    return "newton"
 
 
 def _verified_norm(loss: ConvexLoss, point: ArrayTree, data: Any, allowance: float | None) -> float:

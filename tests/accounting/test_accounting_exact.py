@@ -55,9 +55,9 @@ def test_it_takes_no_mechanism_that_needs_noise(m):
     assert "exact" not in cu.accounting.supported_names(m)
     with pytest.raises(ValueError, match="for mechanisms that need no noise"):
         cu.epsilon(m, noise_scale=1.0, delta=1e-5, accountant="exact")
-    with pytest.raises(ValueError, match="noise_scale must be given"):
+    with pytest.raises(TypeError, match="noise_scale must be given"):
         cu.epsilon(m, delta=1e-5)
-    with pytest.raises(ValueError, match="delta must be given"):
+    with pytest.raises(TypeError, match="delta must be one real number"):
         cu.epsilon(m, noise_scale=1.0)
     with pytest.raises(ValueError, match="noise_scale"):
         cu.epsilon(m, noise_scale=0.0, delta=1e-5)

@@ -185,7 +185,7 @@ def test_a_warm_start_and_a_kept_factor_save_passes():
     assert str(factor.factors[0, 0, 0]) not in repr(factor)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_misleading_factor_costs_passes_only():
     loss, data = problem(l2=1e-4)
     exact = solvers.minimize(loss, np.zeros(12), data, tolerance=1e-10)
@@ -201,7 +201,7 @@ def test_a_misleading_factor_costs_passes_only():
             assert (out.curvature is odd) == (method == "lbfgs")
 
 
-@pytest.mark.slow
+@SLOW
 def test_far_starts_are_no_trouble():
     loss, data = problem(l2=1e-3, classes=3)
     for scale in (10.0, 1e4):
@@ -229,7 +229,7 @@ def test_hessians_are_those_of_the_formula():
     np.testing.assert_allclose(solved, ordered.reshape(3, 4).T.ravel(), rtol=1e-9)
 
 
-@pytest.mark.slow
+@SLOW
 def test_losses_without_an_output_loss_are_differentiated_as_a_whole():
     loss, (x, y) = problem(50, 4, classes=3)
     w = np.random.default_rng(2).normal(size=12)
@@ -248,7 +248,7 @@ def test_losses_without_an_output_loss_are_differentiated_as_a_whole():
         np.testing.assert_allclose(part, whole[0, block, block], atol=1e-14)
 
 
-@pytest.mark.slow
+@SLOW
 def test_many_parameters_are_factored_by_output_or_not_at_all(monkeypatch):
     loss, data = problem(300, 8, classes=3, l2=1e-2)
     monkeypatch.setattr(kept_factors, "MOST_FACTORED", 10)
@@ -313,7 +313,7 @@ def test_blocks_of_one_array_are_the_same_as_one_block(monkeypatch):
         assert parts.rounding < whole.rounding
 
 
-@pytest.mark.slow
+@SLOW
 def test_weights_go_through_blocks(monkeypatch):
     monkeypatch.setattr(data_blocks, "_MOST_ROWS", 64)
     _, (x, y) = problem(150, 5)

@@ -102,6 +102,7 @@ def told(releases, games):
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_given_the_request_the_release_is_its_reference_with_fresh_noise(games):
     scores = []
     for _, second, left in games:

@@ -105,7 +105,9 @@ def is_normal(draws, scale):
     )
 
 
-@pytest.mark.parametrize("reference", ["minimizer", "retrained"])
+@pytest.mark.parametrize(
+    "reference", ["minimizer", pytest.param("retrained", marks=pytest.mark.slow)]
+)
 def test_the_released_parameters_have_the_certified_noise(reference):
     # The minimiser of a ridge regression on zeros is 0: what is released is the noise.
     mechanism = cu.PerturbedMinimizer(gradient_norm=1e-3, strong_convexity=L2, reference=reference)
@@ -191,7 +193,7 @@ def plain_loss(params, batch):
         ({"per_example": True}, ValueError, "per_example must be False"),
         ({"batch_size": 7}, ValueError, f"batch_size must be None or all {SIZE}"),
         ({"before_clip": optax.scale(0.5)}, ValueError, "before_clip must be None"),
-        ({"delta": None}, ValueError, "delta must be given"),
+        ({"delta": None}, TypeError, "delta must be one real number"),
         ({"accountant": "exact"}, ValueError, "accountant='exact' is for mechanisms that need no"),
         ({"stop_after": 2}, ValueError, "stop_after must be at most"),
     ],
@@ -205,7 +207,7 @@ def test_what_only_such_a_run_takes_others_refuse():
     clipping = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=2)
     with pytest.raises(ValueError, match="solver and gradient_allowance must be None for Grad"):
         run(clipping, loss=plain_loss, batch_size=20)
-    with pytest.raises(ValueError, match="batch_size must be given for GradientClipping"):
+    with pytest.raises(TypeError, match="batch_size must be given for GradientClipping"):
         run(clipping, loss=plain_loss, solver=None)
     with pytest.raises(TypeError, match="solver must be a function"):
         cu.Options(solver=3)
@@ -300,3 +302,31 @@ def test_a_solver_that_raises_leaves_its_own_exception():
 
     with pytest.raises(MemoryError, match="too large"):
         run(solver=broken)
+
+
+@pytest.mark.slow
+def test_a_linearised_network_rests_on_the_allowance_that_is_stated():
+    rng = np.random.default_rng(0)
+    public = {
+        "w": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+        "v": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
+    }
+    model = cu.convex.linearized(
+        lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"], public, radius=1.0
+    )
+    loss = model.logistic_loss(l2=0.2)
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    data = (x, np.asarray(model.scales(x)), rng.integers(0, 2, 30))
+    mechanism = cu.PerturbedMinimizer(gradient_norm=1e-6, strong_convexity=0.2)
+    given = {"params": model.zeros(), "data": data, "loss": loss, "solver": None}
+    with pytest.raises(ValueError, match="allowance must be given"):
+        run(mechanism, **given)
+    result = run(mechanism, **given, gradient_allowance=1e-12)
+    assert cu.verify(result.certificate, result.params)
+    assert set(result.params) == {"w", "v"}
+    with jax.enable_x64(True):
+        point = jax.tree.map(jnp.asarray, result.history.before_noise)
+        gradient = jax.tree.leaves(jax.grad(loss.loss_fn)(point, jax.tree.map(jnp.asarray, data)))
+    assert np.sqrt(sum(np.sum(np.asarray(leaf) ** 2) for leaf in gradient)) <= 1e-6
+    with pytest.raises(ValueError, match="gradient_allowance must be positive"):
+        cu.Options(gradient_allowance=0.0)
