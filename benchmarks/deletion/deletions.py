@@ -7,14 +7,13 @@ import jax
 import numpy as np
 
 import certunlearn as cu
-from benchmarks.deletion import costs
+from benchmarks.deletion import costs, counting
 from benchmarks.deletion.costs import Cost
 from benchmarks.deletion.features import Rows, Split
 
 EPSILON, DELTA = 1.0, 1e-5
 L2_OF_SOFTMAX = 1e-5
 NOISE = 0.05  # standard deviation of each weight's noise for the perturbed minimiser
-MOST_CORRECTIONS = 3  # of the fast exact route, see `exact_update`
 
 
 class Request(NamedTuple):
@@ -78,19 +77,6 @@ def exact_start(split: Split, l2: float) -> ExactStart:
     return ExactStart(stats, cu.exact.keep(stats, l2), l2)
 
 
-def exact_update(size: int, d: int, outputs: int) -> float:
-    """An upper bound on the operations of the fast route.
-
-    Each row changes the Gram matrix in whole numbers (d^2 products and sums) and the inverse by
-    Woodbury's formula (twice 2 d^2), and the residual (six digits of 20 bits, there and back). The
-    head takes corrections, each of up to three products with the inverse and one with the matrix,
-    and the matrix is turned into float64.
-    """
-    rows = size * (2 * d**2 + 4 * d**2 + 2 * size * d + 24 * d * outputs)
-    head = MOST_CORRECTIONS * 4 * 2 * d**2 * outputs + 6 * d**2
-    return rows + head
-
-
 def exact(start: ExactStart, asked: Request, classes: int) -> dict[str, Deleted]:
     """The exact head after a request, by three routes.
 
@@ -109,12 +95,6 @@ def exact(start: ExactStart, asked: Request, classes: int) -> dict[str, Deleted]
     def anew() -> np.ndarray:
         return cu.exact.ridge(collect(asked.retain, classes), start.l2)
 
-    flops = {
-        "exact, fast": exact_update(k, d, classes),
-        "exact, fresh": 2 * k * d**2 + d**3 / 3 + MOST_CORRECTIONS * 16 * d**2 * classes,
-        "exact, anew": costs.direct(len(asked.retain.y), d, classes).flops
-        + MOST_CORRECTIONS * 16 * d**2 * classes,
-    }
     runs = {"exact, fast": fast, "exact, fresh": fresh, "exact, anew": anew}
     stats = cu.exact.remove(start.stats, forget.x, forget.y)
     found = {}
@@ -122,9 +102,8 @@ def exact(start: ExactStart, asked: Request, classes: int) -> dict[str, Deleted]
         head = run()
         certificate = cu.exact.certify(stats, head)
         rows = len(asked.retain.y) if run is anew else k
-        found[name] = Deleted(
-            head, Cost(rows, flops[name]), certificate.epsilon, certificate.delta, run
-        )
+        cost = Cost(rows, counting.operations(run, rows, d, classes))
+        found[name] = Deleted(head, cost, certificate.epsilon, certificate.delta, run)
     bits = {np.asarray(each.head).tobytes() for each in found.values()}
     assert len(bits) == 1, f"{asked.kind}, {asked.size}: the routes' bits differ"
     return found
