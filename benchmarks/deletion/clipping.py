@@ -56,12 +56,14 @@ def finetuned(
     each = costs.gradient(min(BATCH_SIZE, len(asked.retain.y)), d, outputs)
     each += costs.elementwise(d, outputs, 8)
     spent = costs.Cost(STEPS * each.examples, STEPS * each.flops)
-    run = retraining.points(
-        retraining.Family("softmax", "averaged SGD", "public head"),
-        setting,
-        problem._replace(spent=spent),
+    family = retraining.Family("softmax", "averaged SGD", "public head")
+    start = problem._replace(spent=spent)
+    if test_target > 1:  # while tuning
+        run = retraining.points(family, setting, start)
+        return retraining.Watched(run).until(split, target)
+    return retraining.reach(
+        lambda: retraining.points(family, setting, start), split, target, test_target
     )
-    return retraining.reach(run, split, target, test_target)
 
 
 def tuned(

@@ -49,9 +49,7 @@ def run(everything: Features, seed: int, plan: Plan) -> dict[str, Any]:
         name: retraining.accuracy(each, split.validation)
         for name, each in (("ridge", head), ("softmax", trained.head))
     }
-    tuned = {
-        name: retraining.tune(split, public, target, plan.every) for name, target in targets.items()
-    }
+    tuned = retraining.tune(split, public, targets, plan.every)
     chosen = clipping.tuned(split, public, trained.head, targets["ridge"], seed, plan.every)
     say("tuned")
     heads = {

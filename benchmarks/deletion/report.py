@@ -71,9 +71,7 @@ def cheapest(request: dict[str, Any], name: str, key: str, public: bool) -> floa
     found = [
         mark[key]
         for mark in request["retraining"][name]
-        if mark.get(key) is not None
-        and mark["flops"] is not None
-        and (public or not mark["public_curvature"])
+        if mark.get(key) is not None and (public or not mark["public_curvature"])
     ]
     return min(found, default=None)
 
@@ -166,6 +164,24 @@ def request_table(same: list[dict[str, Any]]) -> str:
             "0, 0",
             *["100%"] * 3,
         ])  # fmt: skip
+        by_test = [cheapest(each, name, "flops_by_test", True) for each in same]
+        rows.append([
+            "*the same, had the test set said when to stop*",
+            "", spread(by_test, ".1f", 1e-6), *["—"] * 7,
+        ])  # fmt: skip
+    return lines_of(rows)
+
+
+def summary_table(record: dict[str, Any]) -> str:
+    """Cost over that of the cheapest retraining, for requests at random, by rows deleted."""
+    some = [each for each in requests(record) if each[0]["kind"] == "random"]
+    sizes = [f"k = {each[0]['size']}" for each in some]
+    rows = [["method, and what is compared", *sizes]]
+    for method, title in METHODS.items():
+        for key, name in (("flops", "operations"), ("wall", "time")):
+            cells = [spread([ratio(one, method, key) for one in each], ".1%") for each in some]
+            if set(cells) != {"—"}:
+                rows.append([f"{title}: {name}", *cells])
     return lines_of(rows)
 
 
@@ -179,6 +195,8 @@ def to_text(record: dict[str, Any]) -> str:
         CLAIM,
         f"Rows: {rows}; D = {first['features']}, {first['outputs']} classes; "
         f"{len(record['seeds'])} seeds.",
+        "## Cost over that of the cheapest retraining, rows at random",
+        summary_table(record),
         "## Heads, before any deletion",
         heads_table(record),
         "## Retraining to the exact ridge head's accuracy, before any deletion",

@@ -27,7 +27,7 @@ _RATES = {
 _ADAM_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SHARES = (1, 0.75, 0.5, 0.35, 0.25, 0.125)  # of the rows
 _BATCHES = (32, 128, 512)
-WORTHLESS = 10.0
+WORTHLESS = 5.0
 STARTS = ("zero", "public head", "class sums")
 DAMPING = 1e-4  # of the public curvature
 
@@ -171,53 +171,82 @@ def accuracy(head: np.ndarray, rows: Rows) -> float:
     return float(np.mean(np.argmax(rows.x @ head, axis=1) == rows.y))
 
 
-def reach(
-    run: Points, split: Split, target: float, test_target: float, most: float = math.inf
-) -> Reached:
-    """Runs until the accuracy on held-out rows is reached, or operations exceed `most`.
+class Watched:
+    """A run that is evaluated as it goes, up to so many operations."""
 
-    With a `test_target` of at most 1, it also runs until that is reached on the test set, to say
-    what it costs by that count; above 1 the test set is not looked at before the end.
-    """
-    found: Reached | None = None
-    by_test = test_target <= 1
-    test_cost, spent, point = NEVER, 0.0, 0
-    while True:
+    def __init__(self, run: Points, most: float = math.inf) -> None:
+        """Does not begin yet."""
+        self._run, self._most, self._over = run, most, False
+        self._point, self._seconds = 0, 0.0
+        self._head, self._cost = np.zeros(0), NEVER
+        self._validation = -1.0
+
+    def _advance(self, split: Split) -> None:
         begun = time.perf_counter()
-        head, cost = next(run, (None, NEVER))
-        spent += time.perf_counter() - begun
-        if head is None or cost.flops > most:
-            break
-        point += 1
-        if found is None and (validation := accuracy(head, split.validation)) >= target:
-            test = accuracy(head, split.test)
-            found = Reached(cost, spent, point, validation, test, NEVER)
-        if by_test and test_cost == NEVER and accuracy(head, split.test) >= test_target:
-            test_cost = cost
-        if found is not None and (test_cost != NEVER or not by_test):
-            break
-    if found is None:
-        return Reached(NEVER, math.inf, 0, math.nan, math.nan, test_cost)
-    return found._replace(test_cost=test_cost)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            head, cost = next(self._run, (None, NEVER))
+        self._seconds += time.perf_counter() - begun
+        if head is None or cost.flops > self._most or not np.isfinite(head).all():
+            self._over = True  # the last: rates that are too large diverge
+            return
+        self._head, self._cost, self._point = head, cost, self._point + 1
+        self._validation = accuracy(head, split.validation)
+
+    def until(self, split: Split, target: float) -> Reached:
+        """Goes on until the accuracy on held-out rows is reached; the test set plays no part."""
+        while self._validation < target and not self._over:
+            self._advance(split)
+        if self._validation < target:
+            return Reached(NEVER, math.inf, 0, math.nan, math.nan, NEVER)
+        test = accuracy(self._head, split.test)
+        return Reached(self._cost, self._seconds, self._point, self._validation, test, NEVER)
+
+    def until_by_test(self, split: Split, target: float) -> Cost:
+        """Goes on until the accuracy is reached on the test set: for comparison only."""
+        while not self._over:
+            if self._point and accuracy(self._head, split.test) >= target:
+                return self._cost
+            self._advance(split)
+        return NEVER
 
 
-def tune(split: Split, public: Public, target: float, every: int = 1) -> Tuned:
-    """Every family's cheapest setting in operations, of those that reach the target at all.
+def reach(
+    run: Callable[[], Points],
+    split: Split,
+    target: float,
+    test_target: float,
+    most: float = math.inf,
+) -> Reached:
+    """The first evaluation with an accuracy on held-out rows; and, apart, one with one on test."""
+    found = Watched(run()).until(split, target)
+    return found._replace(test_cost=Watched(run()).until_by_test(split, test_target))
+
+
+def tune(
+    split: Split, public: Public, targets: dict[str, float], every: int = 1
+) -> dict[str, Tuned]:
+    """For each target, every family's cheapest setting in operations, of those that reach it.
 
     A family that takes over `WORTHLESS` times the operations of the cheapest so far is left out.
-
     Of the settings only each `every`-th is tried: more than 1 is for a run of seconds.
     """
-    best: Tuned = {}
-    least = math.inf
+    best: dict[str, Tuned] = {name: {} for name in targets}
+    least = dict.fromkeys(targets, math.inf)
     for family in FAMILIES:
+        print(f"tuning: {family}", flush=True)
         problem = begin(family, split.train, split.classes, public)
         for setting in grid(family.loss, family.solver)[::every]:
-            most = best[family][1].cost.flops if family in best else WORTHLESS * least
-            found = reach(points(family, setting, problem), split, target, math.inf, most)
-            if found.cost.flops < most:
-                best[family] = setting, found
-                least = min(least, found.cost.flops)
+            most = {
+                name: found[family][1].cost.flops if family in found else WORTHLESS * least[name]
+                for name, found in best.items()
+            }
+            run = Watched(points(family, setting, problem), max(most.values()))
+            # The easiest first: the run goes on from there.
+            for name in sorted(targets, key=lambda name: targets[name]):
+                found = run.until(split, targets[name])
+                if found.cost.flops < most[name]:
+                    best[name][family] = setting, found
+                    least[name] = min(least[name], found.cost.flops)
     return best
 
 
@@ -237,7 +266,8 @@ def yardsticks(
     found = []
     for family, (setting, _) in best.items():
         problem = begin(family, retain, split.classes, public)
-        reached = reach(points(family, setting, problem), split, target, test_target)
+        points_of = functools.partial(points, family, setting, problem)
+        reached = reach(points_of, split, target, test_target)
         run = functools.partial(_again, family, setting, problem, public, reached.point)
         found.append(Yardstick(family, setting, reached, run))
     return found

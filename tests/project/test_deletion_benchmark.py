@@ -118,7 +118,8 @@ def test_tuning_does_not_look_at_the_test_set(rows, monkeypatch):
     wrong = split._replace(test=split.test._replace(y=np.zeros(100, np.int32)))
     found = []
     for each in (split, wrong):
-        best = retraining.tune(each, retraining.public_knowledge(each), 0.5, every=4)
+        public = retraining.public_knowledge(each)
+        best = retraining.tune(each, public, {"some": 0.5, "more": 0.55}, every=4)["more"]
         found.append({f: (setting, reached.cost) for f, (setting, reached) in best.items()})
     assert found[0] == found[1]
     assert found[0]
@@ -143,9 +144,11 @@ def test_the_first_evaluation_that_reaches_the_target_counts(rows):
         (good, costs.Cost(2, 20)),
         (good, costs.Cost(3, 30)),
     ]
-    reached = retraining.reach(iter(points), split, retraining.accuracy(good, rows), 2.0)
+    target = retraining.accuracy(good, rows)
+    reached = retraining.reach(lambda: iter(points), split, target, target)
     assert (reached.cost, reached.point) == (costs.Cost(2, 20), 2)
-    assert retraining.reach(iter(points), split, 1.1, 2.0).cost == retraining.NEVER
+    assert reached.test_cost == costs.Cost(2, 20)
+    assert retraining.reach(lambda: iter(points), split, 1.1, 1.1).cost == retraining.NEVER
 
 
 def test_a_quick_run_writes_a_record_a_table_and_a_picture(tmp_path):
