@@ -11,7 +11,7 @@ from chex import ArrayTree
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 
-from certunlearn._numerics import checks
+from certunlearn._numerics import checks, recognition
 from certunlearn.models.linear import row_scales
 from certunlearn.models.loss import ConvexLoss
 
@@ -77,15 +77,16 @@ def batches_of(data: Data) -> Batches:
         isinstance(data, list) and not (data and isinstance(data[0], tuple))
     ):
         return Batches(lambda: [data], True)
-    if not isinstance(data, Iterable) or isinstance(data, str | bytes | dict):
+    single = isinstance(data, str | bytes | dict) or recognition.is_shaped(data)
+    if not isinstance(data, Iterable) or single:
         raise TypeError(
             "data must be (features, targets), a list or other iterable of such batches, or a "
             f"function that returns one, got {checks.shown(data)}"
         )
     if isinstance(data, Iterator):
         raise ValueError(
-            "data must allow many passes, got an iterator, which allows one: pass a function that "
-            "makes the iterator, or a list of batches"
+            "data must be a list of batches, or a function that makes an iterator of them, got an "
+            "iterator, which allows one pass only"
         )
     return Batches(lambda: data, False)
 
@@ -97,7 +98,9 @@ def is_linear(loss: ConvexLoss) -> bool:
 
 def fits(loss: ConvexLoss, batch: Batch) -> bool:
     """Whether the batch's float64 features may be kept between passes."""
-    return not is_linear(loss) or not batch or 8 * math.prod(np.shape(batch[0])) <= _KEPT_BYTES
+    if not is_linear(loss) or not batch:
+        return True
+    return 8 * math.prod(np.shape(checks.numbers("features", batch[0]))) <= _KEPT_BYTES
 
 
 def is_spread(batch: Batch) -> bool:

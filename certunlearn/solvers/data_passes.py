@@ -159,6 +159,8 @@ def objective(
             "allowance must be None for the loss of a linear model, whose rounding is proved, got "
             f"{checks.shown(allowance)}"
         )
+    if loss.feature_norm is not None:
+        params = checks.numbers("params", params)
     batches = data_blocks.batches_of(data)
 
     def blocks(check: bool) -> Iterator[Block]:

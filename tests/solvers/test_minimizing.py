@@ -148,7 +148,7 @@ def test_what_is_not_reached_returns_nothing():
         ({"data": "rows"}, TypeError, "data must be"),
         ({"data": {"x": 1}}, TypeError, "data must be"),
         ({"data": []}, TypeError, "batch"),
-        ({"data": iter([1])}, ValueError, "data must allow many passes"),
+        ({"data": iter([1])}, ValueError, "data must be a list of batches"),
         ({"data": lambda: iter(())}, ValueError, "at least one example"),
         ({"data": lambda: [3.0]}, TypeError, "batches of data must be tuples"),
         ({"data": (np.ones((3, 4)), np.full(3, 5))}, ValueError, "labels from 0 to 1"),
