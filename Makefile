@@ -36,5 +36,6 @@ bench:
 	@echo "  $(PYTHON) benchmarks/transforms.py"
 	@echo "  $(PYTHON) benchmarks/coupling_grid.py"
 	@echo "  $(PYTHON) benchmarks/coupling_mnist.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
+	@echo "  $(PYTHON) -m benchmarks.deletion    (needs CERTUNLEARN_DATA_DIR, a folder with cifar10/)"
 	@echo "  certunlearn demo --out benchmarks/demo-digits"
 	@echo "  certunlearn demo --dataset mnist --out benchmarks/demo-mnist"

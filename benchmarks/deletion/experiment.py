@@ -50,7 +50,9 @@ def run(everything: Features, seed: int, plan: Plan) -> dict[str, Any]:
         for name, each in (("ridge", head), ("softmax", trained.head))
     }
     tuned = retraining.tune(split, public, targets, plan.every)
-    chosen = clipping.tuned(split, public, trained.head, targets["ridge"], seed, plan.every)
+    chosen = clipping.tuned(
+        split, public, trained.head, tuned["ridge"], targets["ridge"], seed, plan.every
+    )
     say("tuned")
     heads = {
         "public head, least squares": public.heads["squares"],
@@ -65,7 +67,7 @@ def run(everything: Features, seed: int, plan: Plan) -> dict[str, Any]:
         "features": head.shape[0],
         "outputs": head.shape[1],
         "l2": l2,
-        "clipping": {"init_radius": chosen[0], "finetuning": chosen[1]},
+        "clipping": {**chosen._asdict(), "family": str(chosen.family)},
         "exact_preparation_seconds": preparation,
         "heads": {name: both(found, split) for name, found in heads.items()},
         "retraining": {name: families(found) for name, found in tuned.items()},
@@ -118,7 +120,7 @@ def serve(
     start: deletions.ExactStart,
     trained: deletions.Minimiser,
     tuned: dict[str, Tuned],
-    chosen: tuple[float, Setting],
+    chosen: clipping.Chosen,
     seed: int,
 ) -> dict[str, Any]:
     """One request: what each system does, and the cheapest retrainings to the same accuracy."""
@@ -139,12 +141,15 @@ def serve(
     quickest = {name: quickest_of(found) for name, found in marks.items()}
     seconds = costs.timed(runs | quickest["ridge"], plan.rounds)
     seconds |= costs.timed(slow | quickest["softmax"], max(1, plan.rounds // 3))
+    cheapest = min(marks["ridge"], key=lambda mark: mark.reached.cost.flops)
+    certificate = cu.certify(cu.Retraining(), params=cheapest.run())
     for name, row in rows.items():
         row.update(seconds.get(name, {}))
     return {
         "kind": asked.kind,
         "size": asked.size,
         "rows": rows,
+        "retraining_certificate": {"epsilon": certificate.epsilon, "delta": certificate.delta},
         "retraining": {
             name: [
                 described(mark.family, mark.setting, mark.reached)

@@ -27,7 +27,7 @@ _RATES = {
 _ADAM_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SHARES = (1, 0.75, 0.5, 0.35, 0.25, 0.125)  # of the rows
 _BATCHES = (32, 128, 512)
-WORTHLESS = 5.0
+WORTHLESS = 12.0
 STARTS = ("zero", "public head", "class sums")
 DAMPING = 1e-4  # of the public curvature
 
@@ -281,6 +281,7 @@ def _again(
         head, spent = solvers.class_sums(problem)
         scale = np.float32(solvers.SOFTMAX_SCALE if family.loss == "softmax" else 1)
         problem = problem._replace(start=scale * head, spent=spent)
+    head = problem.begin()
     for head, _ in itertools.islice(points(family, setting, problem), point):  # noqa: B007
         pass
     return head

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import scipy.optimize
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,7 @@ def minimum(loss, rows, l2):
     return scipy.optimize.minimize(value, np.zeros(18), options={"gtol": 1e-7}).x.reshape(6, 3)
 
 
+@slow
 @pytest.mark.parametrize("loss", ["squares", "softmax"])
 def test_solvers_minimise_the_loss_they_are_named_after(rows, loss):
     from benchmarks.deletion import solvers
@@ -76,6 +78,7 @@ def test_solvers_minimise_the_loss_they_are_named_after(rows, loss):
         np.testing.assert_allclose(last(points)[0], truth, atol=2e-3, err_msg=name)
 
 
+@slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -96,6 +99,7 @@ def test_steps_lead_to_the_minimum(rows, setting):
     assert 3 * 20 * 4 * 20 * 18 < cost.flops < 3 * 20 * (4 * 20 * 18 + 20 * 18 + 16 * 18 + 2 * 108)
 
 
+@slow
 def test_class_sums_are_one_step_in_public_curvature(rows):
     from benchmarks.deletion import solvers
 
@@ -106,6 +110,7 @@ def test_class_sums_are_one_step_in_public_curvature(rows):
     assert cost.flops == 400 * 6 + 2 * 36 * 3
 
 
+@slow
 def test_tuning_does_not_look_at_the_test_set(rows, monkeypatch):
     from benchmarks.deletion import retraining
     from benchmarks.deletion.features import Split
@@ -125,6 +130,7 @@ def test_tuning_does_not_look_at_the_test_set(rows, monkeypatch):
     assert found[0]
 
 
+@slow
 def test_every_solver_has_as_many_settings():
     from benchmarks.deletion import retraining
 
@@ -133,6 +139,7 @@ def test_every_solver_has_as_many_settings():
         assert len({json.dumps(setting) for setting in settings}) == 36, family
 
 
+@slow
 def test_the_first_evaluation_that_reaches_the_target_counts(rows):
     from benchmarks.deletion import costs, retraining
     from benchmarks.deletion.features import Split
@@ -151,6 +158,7 @@ def test_the_first_evaluation_that_reaches_the_target_counts(rows):
     assert retraining.reach(lambda: iter(points), split, 1.1, 1.1).cost == retraining.NEVER
 
 
+@slow
 def test_a_quick_run_writes_a_record_a_table_and_a_picture(tmp_path):
     command = [sys.executable, "-m", "benchmarks.deletion", "--quick", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
@@ -171,3 +179,9 @@ def test_a_quick_run_writes_a_record_a_table_and_a_picture(tmp_path):
         assert f"### {request['kind']}, k = {request['size']}" in table
         assert all(set(found) >= {"flops", "setting"} for found in request["retraining"]["ridge"])
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_documentation_has_the_tables_numbers():
+    written = (ROOT / "benchmarks" / "deletion" / "table.md").read_text()
+    summary = re.search(r"(?:^\|.*\n)+", written, re.MULTILINE).group()
+    assert summary in (ROOT / "docs" / "benchmarks.md").read_text()
