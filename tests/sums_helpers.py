@@ -62,3 +62,18 @@ def same_sums(a, b):
         and a.gram.equals(b.gram)
         and a.cross.equals(b.cross)
     )
+
+
+def solved(matrix, ridge, right):
+    """The exact solution by Gauss-Jordan elimination with fractions."""
+    rows = [
+        [Fraction(int(a)) + (Fraction(ridge) if i == j else 0) for j, a in enumerate(row)]
+        + [Fraction(int(b)) for b in right[i]]
+        for i, row in enumerate(matrix)
+    ]
+    for i, pivot in enumerate(rows):
+        pivot[:] = [x / pivot[i] for x in pivot]
+        for j, row in enumerate(rows):
+            if j != i and row[i]:
+                row[:] = [x - row[i] * y for x, y in zip(row, pivot, strict=True)]
+    return [row[len(matrix) :] for row in rows]

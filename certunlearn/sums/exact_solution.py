@@ -54,6 +54,10 @@ class System(NamedTuple):
     right: np.ndarray
     exponent: int
 
+    def columns(self, chosen: np.ndarray | slice) -> "System":
+        """The equations of some of the outputs."""
+        return self._replace(right=self.right[:, chosen])
+
     @property
     def ridge(self) -> float:
         """Lambda, to float64."""
@@ -81,6 +85,12 @@ class Point(NamedTuple):
     def columns(self, chosen: np.ndarray | slice) -> "Point":
         """Some of the outputs."""
         return Point(self.values[:, chosen], self.places[chosen], self.residual[:, chosen])
+
+    def left(self, system: System) -> np.ndarray:
+        """Float64 `[d, outputs]`: b - (A + lambda I) w, rounded once."""
+        exponents = -self.places.astype(np.int64) - system.binary_places
+        found: np.ndarray = np.ldexp(self.residual.astype(np.float64), exponents)
+        return found
 
     def radius(self, system: System) -> np.ndarray:
         """Float64 `[outputs]`: how far w is from the solution at most, in units of 2^-places.
@@ -149,7 +159,7 @@ def refined(system: System, start: Point, solve: Solve) -> Point:
     parts = []
     for first in range(0, outputs, _COLUMNS):
         chosen = slice(first, min(first + _COLUMNS, outputs))
-        part = system._replace(right=system.right[:, chosen])
+        part = system.columns(chosen)
         parts.append(_refined(part, start.columns(chosen), solve, digits))
     values, places, residual = zip(*parts, strict=True)
     return Point(np.hstack(values), np.hstack(places), np.hstack(residual))
@@ -165,9 +175,9 @@ def _refined(system: System, point: Point, solve: Solve, digits: list[np.ndarray
         if not len(open_columns):
             return Point(values, places, residual)
         before = part.radius(system) / 2.0 ** part.places.astype(np.float64)
-        moved = step(system, part, solve, digits)
+        moved = step(system, part, solve(part.left(system)), digits)
         after = moved.radius(system) / 2.0 ** moved.places.astype(np.float64)
-        if np.any(after * _LEAST_GAIN > before):  # a kept inverse that has become too old
+        if not np.all(after * _LEAST_GAIN <= before):  # a kept inverse that has become too old
             solve = factored(system)
         better = after < before
         kept = open_columns[better]
@@ -178,35 +188,34 @@ def _refined(system: System, point: Point, solve: Solve, digits: list[np.ndarray
     )
 
 
-def step(system: System, point: Point, solve: Solve, digits: list[np.ndarray]) -> Point:
-    """Moves a point nearer by some `STEP_BITS` bits, exactly.
+def step(system: System, point: Point, ahead: np.ndarray, digits: list[np.ndarray]) -> Point:
+    """Moves a point by the leading `STEP_BITS` bits of a guess, exactly.
 
     Args:
       system: the equations.
       point: where to begin.
-      solve: solves with A + lambda I about.
+      ahead: float64 `[d, outputs]`, about how far the solution is from the point.
       digits: of A, as `WideIntegers.digits(DIGIT_BITS)` gives them.
     """
-    scale = norms(point.residual.astype(np.float64))
-    scale = np.where(scale > 0, scale, 1.0)
-    ahead = solve(point.residual.astype(np.float64) / scale)  # in float64's range whatever it is
-    _, top = np.frexp(np.max(np.abs(ahead), axis=0, initial=0.0))
-    _, magnitude = np.frexp(scale)
-    ahead = np.ldexp(ahead, -top) * np.ldexp(scale, -magnitude)  # at most 1 in magnitude
-    # The move is ahead * 2^(top + magnitude - binary_places), in units of 2^-places.
-    exponents = top.astype(np.int64) + magnitude - system.binary_places
+    ahead = np.where(np.isfinite(ahead), ahead, 0.0)
+    _, exponents = np.frexp(np.max(np.abs(ahead), axis=0, initial=0.0))
+    # In units of 2^-places, the guess is below 2^exponents.
+    exponents = exponents + point.places.astype(np.int64)
     more = np.maximum(STEP_BITS - exponents, 0)
-    whole = np.rint(np.ldexp(ahead, np.minimum(exponents + more, STEP_BITS)))
-    factor = np.array([1 << int(count) for count in more], dtype=object)
-    # What would not fit into a step's bits: the rest of the move is for later steps.
-    lift = np.array([1 << int(max(e - STEP_BITS, 0)) for e in exponents], dtype=object)
-    moved = exact_product(digits, whole) * (1 << system.binary_places)
-    moved = (moved + whole.astype(np.int64).astype(object) * system.diagonal) * lift
+    lift = np.maximum(exponents - STEP_BITS, 0)  # the rest of such a move is for later steps
+    whole = np.rint(np.ldexp(ahead, point.places.astype(np.int64) + more - lift))
+    move = whole.astype(np.int64).astype(object) * _powers(lift)
+    moved = exact_product(digits, whole) * (1 << system.binary_places) * _powers(lift)
     return Point(
-        values=point.values * factor + whole.astype(np.int64).astype(object) * lift,
+        values=point.values * _powers(more) + move,
         places=point.places + more.astype(object),
-        residual=point.residual * factor - moved,
+        residual=point.residual * _powers(more) - moved - move * system.diagonal,
     )
+
+
+def _powers(exponents: np.ndarray) -> np.ndarray:
+    """2^exponents, Python integers."""
+    return np.array([1 << int(exponent) for exponent in exponents], dtype=object)
 
 
 def exact_product(digits: list[np.ndarray], right: np.ndarray) -> np.ndarray:
@@ -268,12 +277,13 @@ def enclosed(values: np.ndarray, radius: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: if a number is too large for float32.
     """
-    if np.any(np.abs(values) > _LARGEST):
+    radius = radius * _SHARE + np.abs(values) * 2.0**-51 + _LEAST_RADIUS
+    surely = np.abs(values) - radius
+    if np.any(surely > _LARGEST):
         raise ValueError(
             "the head must fit into float32, got a number of magnitude "
-            f"{np.max(np.abs(values)):.3g}: use larger features, smaller targets or a larger l2"
+            f"{np.nanmax(surely):.3g}: use larger features, smaller targets or a larger l2"
         )
-    radius = radius * _SHARE + np.abs(values) * 2.0**-51 + _LEAST_RADIUS
     with np.errstate(over="ignore"):
         low, high = (values - radius).astype(np.float32), (values + radius).astype(np.float32)
     # The sum turns -0 into 0.

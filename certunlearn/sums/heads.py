@@ -7,8 +7,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from certunlearn.sums import exact_solution, systems
-from certunlearn.sums import kept as kept_solution
+from certunlearn.sums import exact_solution, fast_solution, systems
 from certunlearn.sums.kept import Kept
 from certunlearn.sums.statistics import Statistics
 
@@ -96,7 +95,7 @@ def ridge(stats: Statistics | Kept, l2: float | None = None) -> Head:
     if isinstance(stats, Kept):
         if l2 is not None and float(l2) != stats.l2:
             raise ValueError(f"l2 must be {stats.l2!r}, as keep got it, or None; got {l2!r}")
-        return _shaped(kept_solution.solution(stats), stats.stats, stats.l2)
+        return _shaped(fast_solution.solution(stats), stats.stats, stats.l2)
     chosen = 1e-3 if l2 is None else l2
     system = systems.ridge_system(_statistics(stats), chosen)
     return _shaped(exact_solution.solution(system), stats, float(chosen))

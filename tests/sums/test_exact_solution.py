@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sums_helpers import solved
 
 from certunlearn.sums import exact_solution
 from certunlearn.sums.exact_solution import System
@@ -22,21 +23,6 @@ def system_of(matrix, ridge, right, exponent=0):
         np.array(right, dtype=object),
         exponent,
     )
-
-
-def solved(matrix, ridge, right):
-    """The exact solution by Gauss-Jordan elimination with fractions."""
-    rows = [
-        [Fraction(int(a)) + (Fraction(ridge) if i == j else 0) for j, a in enumerate(row)]
-        + [Fraction(int(b)) for b in right[i]]
-        for i, row in enumerate(matrix)
-    ]
-    for i, pivot in enumerate(rows):
-        pivot[:] = [x / pivot[i] for x in pivot]
-        for j, row in enumerate(rows):
-            if j != i and row[i]:
-                row[:] = [x - row[i] * y for x, y in zip(row, pivot, strict=True)]
-    return [row[len(matrix) :] for row in rows]
 
 
 def nearest(number):
@@ -120,7 +106,7 @@ def test_residuals_stay_exact():
     matrix = system.matrix.to_objects()
     solve = exact_solution.factored(system)
     for _ in range(4):
-        point = exact_solution.step(system, point, solve, digits)
+        point = exact_solution.step(system, point, solve(point.left(system)), digits)
         units = np.array([1 << int(p) for p in point.places], dtype=object)
         expected = (system.right * units - matrix @ point.values) * (1 << system.binary_places)
         expected = expected - system.diagonal * point.values
@@ -134,7 +120,7 @@ def test_the_radius_holds_the_exact_solution():
     point = exact_solution.origin(system)
     digits = system.matrix.digits(exact_solution.DIGIT_BITS)
     for _ in range(3):
-        point = exact_solution.step(system, point, lambda r: r / 4.0, digits)
+        point = exact_solution.step(system, point, point.left(system) / 4.0, digits)
         unit = Fraction(1, 1 << int(point.places[0]))
         distance = sum(
             (int(v) * unit - e[0]) ** 2 for v, e in zip(point.values[:, 0], exact, strict=True)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sums_helpers import solved
 
 from certunlearn import exact
+from certunlearn.sums import exact_solution, fast_solution, systems
 
 
 def bits_of(head):
@@ -197,6 +199,35 @@ def test_a_wrong_inverse_costs_time_only(spoil):
     }[spoil]
     wrong = exact.Kept(kept.stats, kept.l2, inverse, kept.drift, kept.point)
     same(exact.ridge(wrong), exact.ridge(kept))
+
+
+@pytest.mark.parametrize("l2", [2.0**-26, 1e-3])
+def test_float64_bounds_what_it_leaves(l2, monkeypatch):
+    """Every enclosure that decides holds the exact solution, also where products round a lot."""
+    rng = np.random.default_rng(0)
+    features = rng.integers(-99, 100, (400, 1)) / 99 + rng.integers(-9, 10, (400, 5)) / 9e3
+    targets = rng.integers(-99, 100, (400, 2)) / 7
+    kept = exact.keep(exact.collect(features, targets, feature_norm=4.0), l2)
+    kept = exact.remove(kept, features[:1], targets[:1])
+    system = systems.ridge_system(kept.stats, l2)
+    ridge = Fraction(system.diagonal, 1 << system.binary_places)
+    exact_heads = np.array(solved(system.matrix.to_objects(), ridge, system.right), dtype=object)
+    unit = Fraction(2) ** system.exponent
+    seen = []
+    enclosed = exact_solution.enclosed
+
+    def spying(values, radius):
+        seen.append((values, radius))
+        return enclosed(values, radius)
+
+    point, ahead = kept.point, fast_solution.further(kept, system, kept.point.left(system), 1e-12)
+    monkeypatch.setattr(exact_solution, "enclosed", spying)
+    fast_solution.corrected(kept, system, point, ahead, kept.stats.gram.to_float())
+    assert seen
+    for values, radius in seen:
+        near = [[Fraction(v) for v in row] for row in values.tolist()]
+        distance = np.abs((exact_heads * unit - near).astype(np.float64))
+        assert np.all(distance <= radius + np.abs(values) * 2.0**-52)
 
 
 def test_features_that_never_occur_have_weight_zero():
