@@ -13,7 +13,10 @@ from unittest import mock
 import numpy as np
 import scipy.linalg
 
-from certunlearn.sums import exact_solution, kept, systems
+from certunlearn.sums import exact_solution, fast_solution, kept, systems
+from certunlearn.sums.wide_integers import WideIntegers
+
+_MOST_REFINEMENTS = 4
 
 
 def operations(run: Callable[[], object], changed: int, d: int, outputs: int) -> float:
@@ -41,38 +44,31 @@ def operations(run: Callable[[], object], changed: int, d: int, outputs: int) ->
 
         return mock.patch.object(module, name, counting)
 
-    def counted_solver(*args: Any) -> Any:
-        solve = solver(*args)
-        share = abs(args[0].drift) / args[1].ridge
-        terms = 1 if share == 0 else max(1, int(np.ceil(np.log(kept._FOLLOWED) / np.log(share))))
-
-        def counting(right: np.ndarray) -> np.ndarray:
-            count(terms * 2 * d**2 * right.shape[1])
-            return solve(right)
-
-        return counting
-
-    solver = kept._solver
     with contextlib.ExitStack() as stack:
+        square, cube = d**2, d**3
         for each in (
-            wrapped(scipy.linalg, "cho_factor", lambda matrix: len(matrix) ** 3 / 3),
-            wrapped(scipy.linalg, "cho_solve", lambda _, right: 2 * d**2 * right.shape[1]),
+            wrapped(scipy.linalg, "cho_factor", lambda matrix: cube / 3),
+            wrapped(scipy.linalg, "cho_solve", lambda _, right: 2 * square * right.shape[1]),
+            wrapped(scipy.linalg.lapack, "dpotri", lambda lower: 2 * cube / 3),
             wrapped(np.linalg, "solve", lambda a, b: 2 * len(a) ** 3 / 3 + 2 * len(a) * b.size),
-            # To float64, a norm, and the product itself.
-            wrapped(kept, "_blocked", lambda matrix, right: 2 * d**2 * right.shape[1]),
-            wrapped(kept, "_corrected", lambda *_: 5 * d**2),
+            wrapped(fast_solution, "multiplied", lambda _, right: 2 * square * right.shape[1]),
+            wrapped(fast_solution, "_blocked", lambda _, right: 2 * square * right.shape[1]),
+            # Norms of the matrix, and the matrix in float64 and in digits.
+            wrapped(fast_solution, "_expected_open", lambda *_: 2 * square),
+            wrapped(fast_solution, "corrected", lambda *_: 2 * square),
+            wrapped(WideIntegers, "to_float", lambda whole: 3 * whole.high.size),
+            wrapped(WideIntegers, "digits", lambda whole, _: 20 * whole.high.size),
             wrapped(
                 exact_solution,
                 "exact_product",
-                lambda digits, right: len(digits) * 2 * d**2 * right.shape[1],
+                lambda digits, right: len(digits) * 2 * square * right.shape[1],
             ),
-            # The digits of the whole matrix are worked out before.
-            wrapped(exact_solution, "refined", lambda *_: 20 * d**2),
+            # A new inverse refines the solution by products that nothing else counts.
+            wrapped(kept, "_kept", lambda *_: _MOST_REFINEMENTS * 2 * square * outputs),
             wrapped(systems, "product_with", _whole_product),
             # Products with the rows, on either side, and the change of the inverse.
             wrapped(kept, "_updated", lambda _, rows, w: rows.size * (4 * d + 2 * len(rows))),
-            mock.patch.object(kept, "_solver", counted_solver),
-        ):  # fmt: skip
+        ):
             stack.enter_context(each)
         run()
     return float(total)
