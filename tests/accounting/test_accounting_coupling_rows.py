@@ -23,7 +23,7 @@ def mass(separation, end, window, tail, levels, merged):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("top", [0.0, 5.0])
+@pytest.mark.parametrize("top", [pytest.param(0.0, marks=pytest.mark.slow), 5.0])
 def test_all_mass_is_accounted_for_where_the_table_ends_early(merged, top):
     levels = np.linspace(0, top, 8)
     exact = _gaussian.delta(levels, 2.5)

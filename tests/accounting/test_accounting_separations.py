@@ -59,7 +59,7 @@ LONG = (
     ("name", "noise"),
     [
         pytest.param(name, noise, marks=pytest.mark.slow)
-        if noise == 0.8 or name in LONG
+        if noise == 0.8 or name in LONG or name in ("no shift", "resets only")
         else (name, noise)
         for name in KINDS
         for noise in (0.8, 2.5)

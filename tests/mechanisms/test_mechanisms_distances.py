@@ -138,7 +138,11 @@ def logistic_chain():
 
 @pytest.mark.parametrize(
     ("kind", "radius"),
-    [(cu.DescentToDelete, None), (cu.ProjectedNoisySGD, None), (cu.ProjectedNoisySGD, 0.6)],
+    [
+        pytest.param(cu.DescentToDelete, None, marks=pytest.mark.slow),
+        (cu.ProjectedNoisySGD, None),
+        pytest.param(cu.ProjectedNoisySGD, 0.6, marks=pytest.mark.slow),
+    ],
 )
 def test_a_chain_of_three_requests_stays_within_its_distances(kind, radius):
     loss, features, labels, requests = logistic_chain()

@@ -62,7 +62,7 @@ ALL = {
 
 
 # The whole with Adam takes long to compile.
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == "adam")) for name in ALL]
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("adam", "noise"))) for name in ALL]
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -146,6 +146,7 @@ def test_injected_keys_stay_keys():
 # ----------------------------------------------------------------------------- MultiSteps
 
 
+@pytest.mark.slow
 def test_multisteps_averages_then_clips_and_noises_once_per_k_calls():
     k, rng = 2, np.random.default_rng(0)
     gradients = [

@@ -66,6 +66,7 @@ def test_a_noise_schedule_is_read_at_every_step():
         noisy_optimizer.noisy_sgd(mechanism(steps=3), [0.1, 0.2], key=KEY)
 
 
+@pytest.mark.slow
 def test_nothing_moves_after_the_last_step():
     tx = noisy_optimizer.noisy_sgd(mechanism(steps=3), SCALE, key=KEY)
     out, state = draws(tx, 6)

@@ -105,6 +105,7 @@ def test_an_intercept_without_its_quadratic_term_breaks_the_bound():
     assert any("no intercept" in sentence for sentence in MECHANISM.assumptions)
 
 
+@pytest.mark.slow
 def test_the_package_s_losses_have_the_convexity_that_is_asked_of_them():
     rows = jnp.asarray(objective(3).rows) / 10
     data = (rows, jnp.asarray(np.random.default_rng(0).integers(0, 2, 40)))

@@ -130,6 +130,7 @@ def test_scaled_jacobians_stay_strictly_inside(radius):
     assert np.all(scales[exact < radius * (1 - 5e-5)] == 1)
 
 
+@pytest.mark.slow
 def test_microbatches_and_jit_agree():
     params, _, x, _ = problem()
     model = linearized(net, params, radius=2.0)
@@ -162,6 +163,7 @@ def test_constants_are_never_exceeded(classes):
         assert np.max(np.linalg.norm(grads, axis=1)) <= loss.gradient_bound
 
 
+@pytest.mark.slow
 def test_constants_are_nearly_attained():
     radius, l2 = 1.5, 0.25
     x = jnp.array([[3.0, 4.0]])

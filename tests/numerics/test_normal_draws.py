@@ -54,6 +54,7 @@ def test_exactly_the_right_share_of_words_lies_beyond(sigmas, rtol):
     assert abs(beyond - exact) <= rtol * exact + resolution + slack
 
 
+@pytest.mark.slow
 def test_draws_beyond_eight_sigmas_have_the_right_law():
     # Condition on a tail: a high word of zero has probability 2^-32, i.e. |Z| > 6.4. There,
     # draws must follow the normal law conditioned on it, and pass 8 as often as they should.

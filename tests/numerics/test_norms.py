@@ -84,6 +84,7 @@ def test_ten_million_equal_elements(value):
     assert value * (1 - LOSS) <= after <= value
 
 
+@pytest.mark.slow
 def test_long_sums_keep_within_their_promised_error():
     rng = np.random.default_rng(1)
     for size in (1, 2, 127, 128, 129, 1024, 1031, 99991):

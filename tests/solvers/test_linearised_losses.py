@@ -38,7 +38,10 @@ def apart(a, b):
     return float(jnp.linalg.norm(ravel_pytree(a)[0] - ravel_pytree(b)[0]))
 
 
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=SLOW), pytest.param(5, marks=SLOW), 500])
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param(1, marks=SLOW), pytest.param(5, marks=SLOW), pytest.param(500, marks=SLOW)],
+)
 def test_trainings_stay_within_the_distances(steps):
     with jax.enable_x64(True):
         model, loss, batch = problem()

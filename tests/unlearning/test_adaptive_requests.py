@@ -142,6 +142,7 @@ def test_an_exact_head_is_the_same_bits_whatever_led_to_the_request():
         assert exact.replay(exact.certify(stats, head), (left, kept))
 
 
+@pytest.mark.slow
 def test_retraining_is_the_same_bits_whatever_led_to_the_request():
     def retrained(trained, left):
         return cu.unlearn(

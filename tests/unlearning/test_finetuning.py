@@ -133,6 +133,7 @@ def test_optimizers_get_the_values_they_ask_for(optimizer):
     assert loss_fn(tuned.params, DATA) < tuned.history.finetune_losses[0]
 
 
+@pytest.mark.slow
 def test_a_line_search_lowers_the_loss_of_its_own_batch_at_every_step():
     tuned = run(finetune=(optax.lbfgs(), 4), batch_size=24, frozen={"w": False, "b": True})
     assert np.all(np.diff(tuned.history.finetune_losses) < 0)
