@@ -22,7 +22,7 @@ from benchmarks.deletion import experiment, features, images, report
 from benchmarks.deletion.experiment import Plan
 from certunlearn._numerics import files
 
-WIDTHS, EPOCHS = (32, 64, 128), 8
+WIDTHS, EPOCHS = (32, 64, 128), 7
 QUICK_WIDTHS, QUICK_EPOCHS = (4, 8, 8), 6
 QUICK = Plan(sizes=(10,), chain=2, rounds=1, every=9)
 PACKAGES = ("certunlearn", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
