@@ -184,7 +184,9 @@ def killed_process(distance, contraction, shift, noise, count, epsilon, fixed):
     return weight.mean(), weight.std() / math.sqrt(size)
 
 
-@pytest.mark.parametrize(("merged", "length"), [(False, 1), (True, 1), (True, 2)])
+@pytest.mark.parametrize(
+    ("merged", "length"), [pytest.param(False, 1, marks=pytest.mark.slow), (True, 1), (True, 2)]
+)
 def test_the_recursion_is_the_killed_process(monkeypatch, merged, length):
     """Two Gaussians' difference simulated step by step, with the plain mirror (theta = 0)."""
     monkeypatch.setattr(node_tables, "THETAS", np.zeros(8))

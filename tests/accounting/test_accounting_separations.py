@@ -59,7 +59,9 @@ LONG = (
     ("name", "noise"),
     [
         pytest.param(name, noise, marks=pytest.mark.slow)
-        if noise == 0.8 or name in LONG or name in ("no shift", "resets only")
+        if noise == 0.8
+        or name in LONG
+        or name in ("no shift", "resets only", "noise on the starts")
         else (name, noise)
         for name in KINDS
         for noise in (0.8, 2.5)
@@ -188,6 +190,7 @@ def test_a_whole_run_in_one_block_is_one_gaussian_above_the_attack(name):
     assert by_attack(steps, 1e-4) <= one
 
 
+@pytest.mark.slow
 def test_starts_out_of_reach_do_not_matter_after_a_reset():
     tail = ([1.0, 0.9], [0.2, 0.3])
     far = game(1e5, [1.0, 0.0, *tail[0]], [0.1, 1.1, *tail[1]], 1.0)

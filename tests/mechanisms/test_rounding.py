@@ -323,7 +323,10 @@ def test_the_optimizer_refuses_parameters_that_cannot_carry_its_noise():
         tx.init({"w": jnp.full(3, 0.5, jnp.float64)})
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m not in ("jit", "vmap", "scan"))) for m in MODES],
+)
 def test_noise_that_rounding_would_swallow_is_nan_wherever_it_is_compiled(mode):
     check_swallowed(mode)
 

@@ -217,7 +217,7 @@ def test_targets_of_several_outputs_are_bounded_by_rows():
 # ------------------------------------------------------------------------------ weights
 
 
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=SLOW), 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)])
 def test_a_weight_counts_a_row_as_often(classes):
     rng = np.random.default_rng(1)
     x, y = np.float32(rng.normal(size=(20, 3)) / 2), rng.integers(0, classes, 20)

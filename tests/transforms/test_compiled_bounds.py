@@ -48,7 +48,7 @@ def test_projected_parameters_are_in_the_ball(mode, center):
     bounds.check_clip_params(mode, None if center is None else [center])
 
 
-@pytest.mark.parametrize("mode", ["jit", "jit of vmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("jit of vmap", marks=pytest.mark.slow)])
 def test_what_rests_on_the_clip_is_strict(mode):
     bounds.check_users(mode)
 

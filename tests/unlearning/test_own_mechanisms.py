@@ -297,6 +297,7 @@ def test_each_clip_takes_half_the_shift(pair):
         assert exact_norm(moved) == pytest.approx(shift / 2, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_starts_that_are_not_apart_are_the_centre():
     found, _ = path(cu.Separations(initial_distance=0.0, contraction=0.9, shift=0.1, steps=2))
     assert same(found[0], CENTER)

@@ -264,6 +264,7 @@ def test_what_a_mechanism_does_not_allow_is_refused(name, changes, message):
 # ------------------------------------------------------------------------------ DP-SGD
 
 
+@pytest.mark.slow
 def test_poisson_samples_take_each_example_with_its_chance():
     data, mechanism = {"i": jnp.arange(50)}, SYSTEMS["dp"]
     counts, sizes = np.zeros(50), []
