@@ -16,7 +16,6 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SAVING = {
     "[`cu.exact`]": ("exact, fast", (1, 10, 250)),
     "`PerturbedMinimizer`": ("perturbed minimiser", (1,)),
-    "| `GradientClipping`": ("gradient clipping", (1,)),
 }
 MOST_WORDS = 700  # tables and code included, as `wc -w` counts
 
