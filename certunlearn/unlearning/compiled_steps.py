@@ -103,7 +103,12 @@ def noisy_steps(
             )
             return (leaves, opt_state), numbers
 
-        return jax.lax.scan(one, carry, jnp.arange(count), unroll=not rolled())
+        if count > 1:
+            return jax.lax.scan(one, carry, jnp.arange(count))
+        # No scan, unrolled or not: it lowers to a `while`, where XLA on CPU leaves convolutions in
+        # layouts for which it has no fast kernel.
+        carry, stats = one(carry, jnp.zeros((), jnp.int32))
+        return carry, jax.tree.map(lambda number: number[None], stats)
 
     return run
 
