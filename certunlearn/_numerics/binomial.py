@@ -1,6 +1,6 @@
 """Quantiles of the binomial distribution far out in its upper tail."""
 
-from scipy import stats
+import scipy  # its parts load when they are first used
 
 # Largest relative error of scipy's `sf`. The largest that was seen is 5e-12, at a chance of 1e-100
 # and a size of 1e9.
@@ -27,7 +27,7 @@ def quantile(size: int, rate: float, chance: float) -> int:
     low, high = -1, size  # P(more than low) > chance >= P(more than high)
     while high - low > 1:
         middle = (low + high) // 2
-        if float(stats.binom.sf(middle, size, rate)) * (1 + _SF_RELATIVE_ERROR) <= chance:
+        if float(scipy.stats.binom.sf(middle, size, rate)) * (1 + _SF_RELATIVE_ERROR) <= chance:
             high = middle
         else:
             low = middle

@@ -14,10 +14,11 @@ The integrand is positive and smooth; for mu <= 1 a Gauss-Legendre rule integrat
 precision. For mu > 1 the difference no longer cancels. Everything is done in logarithms.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+import scipy  # its parts load when they are first used
 from numpy.typing import ArrayLike
-from scipy import special
-from scipy.optimize import elementwise
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _SQRT_HALF_PI = np.sqrt(np.pi / 2)
@@ -67,7 +68,8 @@ def _log_delta(epsilon: np.ndarray, mu: np.ndarray) -> np.ndarray:
     if np.any(far):
         result[far] = _log_phi(u[far]) + np.log(_mills(u[far]) - _mills(v[far]))
     if np.any(near):
-        result[near] = np.log(special.ndtr(-u[near]) - np.exp(_log_phi(u[near])) * _mills(v[near]))
+        difference = scipy.special.ndtr(-u[near]) - np.exp(_log_phi(u[near])) * _mills(v[near])
+        result[near] = np.log(difference)
     return result
 
 
@@ -82,7 +84,7 @@ def total_variation(mu: ArrayLike) -> np.ndarray:
     >>> round(float(total_variation(1.0)), 6)
     0.382925
     """
-    return special.erf(np.asarray(mu, float) / np.sqrt(8))
+    return scipy.special.erf(np.asarray(mu, float) / np.sqrt(8))
 
 
 def epsilon(mu: ArrayLike, delta: float) -> np.ndarray:
@@ -107,14 +109,12 @@ def epsilon(mu: ArrayLike, delta: float) -> np.ndarray:
         inner = mu[open_]
         # delta <= Phi(-u) <= exp(-u^2 / 2) bounds the root from above.
         high = inner * (np.sqrt(-2 * log_target) + inner / 2)
-        root = elementwise.find_root(
+        root = _find_root(
             lambda e, m: log_delta(e, m) - log_target,
             (np.zeros_like(inner), high * (1 + 1e-9)),
             args=(inner,),
-            tolerances=_TIGHT,
-            maxiter=2000,
         )
-        result[open_] = root.x * (1 + _SAFETY)
+        result[open_] = root * (1 + _SAFETY)
     return result
 
 
@@ -137,10 +137,19 @@ def mu(epsilon: float, delta: float) -> float:
         low /= 2
     while log_delta(epsilon, high) <= log_target:
         high *= 2
-    root = elementwise.find_root(
-        lambda m: log_delta(epsilon, m) - log_target, (low, high), tolerances=_TIGHT, maxiter=2000
-    )
-    return float(root.x) * (1 - _SAFETY)
+    root = _find_root(lambda m: log_delta(epsilon, m) - log_target, (low, high))
+    return float(root) * (1 - _SAFETY)
+
+
+def _find_root(
+    function: Callable[..., np.ndarray],
+    bracket: tuple[ArrayLike, ArrayLike],
+    args: tuple[np.ndarray, ...] = (),
+) -> np.ndarray:
+    """Where the function crosses zero in the bracket, elementwise, as closely as floats allow."""
+    from scipy.optimize import elementwise  # loading it takes a third of a second
+
+    return elementwise.find_root(function, bracket, args=args, tolerances=_TIGHT, maxiter=2000).x
 
 
 def _log_phi(x: np.ndarray) -> np.ndarray:
@@ -150,7 +159,7 @@ def _log_phi(x: np.ndarray) -> np.ndarray:
 
 def _mills(x: np.ndarray) -> np.ndarray:
     """Phi(-x) / phi(x)."""
-    return _SQRT_HALF_PI * special.erfcx(x / np.sqrt(2))
+    return _SQRT_HALF_PI * scipy.special.erfcx(x / np.sqrt(2))
 
 
 def _one_minus_x_mills(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 from chex import ArrayTree
 
 from certunlearn._numerics import checks

@@ -1,7 +1,7 @@
 """Products of blocks of whole-number rows, exact because no partial sum leaves 53 bits."""
 
 import numpy as np
-import scipy.sparse
+import scipy  # its parts load when they are first used
 
 from certunlearn.sums.fixed_point import Settings
 

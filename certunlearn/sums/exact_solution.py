@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 
 from certunlearn.sums.wide_integers import WideIntegers
 

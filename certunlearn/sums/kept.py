@@ -4,7 +4,7 @@ import dataclasses
 from typing import overload
 
 import numpy as np
-import scipy.linalg
+import scipy  # its parts load when they are first used
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import checks

@@ -19,8 +19,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts load when they are first used
 from numpy.typing import ArrayLike
-from scipy import optimize, special
 
 from certunlearn._numerics import checks
 from certunlearn.accounting import _gaussian, _taut_string
@@ -249,7 +249,7 @@ def _reach(run: _Run, epsilon: float, delta: float) -> float:
     """Standard deviations beyond which nothing matters beside delta, even times e^epsilon."""
     allowed = node_grid.ERROR / (8 * len(run.game.shift))
     log_tail = math.log(allowed) + math.log(delta) - epsilon  # their product may underflow
-    return float(optimize.brentq(lambda r: special.log_ndtr(-r) - log_tail, 0.0, 60.0))
+    return float(scipy.optimize.brentq(lambda r: scipy.special.log_ndtr(-r) - log_tail, 0.0, 60.0))
 
 
 def _largest_epsilon(played: node_grid.Played, delta: float, highest: float) -> float:
@@ -259,7 +259,7 @@ def _largest_epsilon(played: node_grid.Played, delta: float, highest: float) -> 
         return 0.0
     if above(highest) >= 0:
         return highest
-    return float(optimize.brentq(above, 0.0, highest, xtol=1e-14, rtol=1e-13))
+    return float(scipy.optimize.brentq(above, 0.0, highest, xtol=1e-14, rtol=1e-13))
 
 
 def _newton(played: node_grid.Played, epsilon: float, delta: float) -> float:
@@ -271,6 +271,6 @@ def _newton(played: node_grid.Played, epsilon: float, delta: float) -> float:
     value, (_, q) = node_grid.value(played, epsilon), node_grid.accepted(played, epsilon)
     if not (0 < value < 1 and q > 0):
         return math.inf
-    z = float(special.ndtri(value))
+    z = float(scipy.special.ndtri(value))
     slope = math.exp(epsilon) * q / float(node_grid.normal(np.array(z), 1.0))
-    return epsilon + (z - float(special.ndtri(delta))) / slope
+    return epsilon + (z - float(scipy.special.ndtri(delta))) / slope

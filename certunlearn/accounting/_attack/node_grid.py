@@ -17,7 +17,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # its parts load when they are first used
 
 ERROR = 1e-7  # of delta, allowed for quadrature; ten times what has been seen
 
@@ -109,7 +109,7 @@ def play(game: Game, epsilon: float, nodes: float, reach: float) -> Played:
             else:
                 _add_regridded(moved, new, part, scaled, float(sigma[t]), reach)
         densities, spacing = moved * spacing, new
-    left_out = 4 * len(sigma) * float(special.ndtr(-reach))
+    left_out = 4 * len(sigma) * float(scipy.special.ndtr(-reach))
     return Played(thresholds, spacing, densities, left_out)
 
 

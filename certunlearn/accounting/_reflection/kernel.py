@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
+import scipy  # its parts load when they are first used
 
 # A gain in L beyond this is given away; it keeps the series for e^x in reach.
 _MOST_GAIN = 3.9
@@ -76,7 +76,7 @@ class Operator(NamedTuple):
         be interpolated geometrically, and not two weights.
     """
 
-    matrix: tuple[sparse.csr_matrix, ...]
+    matrix: "tuple[scipy.sparse.csr_matrix, ...]"
     rest: np.ndarray
     geometric: bool
 
@@ -107,7 +107,7 @@ def operator(
     inverse = 1 / np.expm1(target.spacing)
     shape = (2 * len(target.nodes) * target.columns,)
 
-    def run(start: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    def run(start: int) -> "tuple[scipy.sparse.csr_matrix, np.ndarray]":
         # The same number of rows at a time, so that one compiled function serves all.
         take = np.minimum(np.arange(start, start + _CHUNK), count - 1)
         # Both settings are the thread's own. An accountant runs on the host.
@@ -127,7 +127,7 @@ def operator(
             data, place, rest = (np.asarray(x)[: count - start] for x in found)
         states, entries = rest.size, data.size // rest.size
         ends = np.arange(states + 1, dtype=np.int32) * entries
-        matrix = sparse.csr_matrix(
+        matrix = scipy.sparse.csr_matrix(
             (data.reshape(-1), place.reshape(-1), ends), shape=(states, *shape)
         )
         return matrix, rest.reshape(-1)
@@ -139,7 +139,7 @@ def operator(
     )
 
 
-def _geometric(matrix: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+def _geometric(matrix: "scipy.sparse.csr_matrix", values: np.ndarray) -> np.ndarray:
     weight, share = matrix.data.reshape(matrix.shape[0], -1, 2).transpose(2, 0, 1)
     low = matrix.indices.reshape(matrix.shape[0], -1, 2)[..., 0]
     logs = np.log(np.maximum(values, 1e-300))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # its parts load when they are first used
 
 from certunlearn.accounting import _gaussian
 from certunlearn.accounting._reflection import kernel, node_rows
@@ -132,7 +132,7 @@ def solve(
     # Before the last block's noise the bound is exact.
     nodes = grids[-1]
     separations = _separations(blocks, count - 1, nodes)
-    highest = float(-special.ndtri(delta * _FLOOR))
+    highest = float(-scipy.special.ndtri(delta * _FLOOR))
     sized = np.minimum(separations, _FARTHEST)
     top = np.maximum(sized * highest + sized**2 / 2, 1e-6)
     table = Table(nodes, top, np.empty((len(nodes), resolution.columns)))
@@ -386,7 +386,7 @@ def _target(table: Table, size: int) -> Target:
 
 
 def _tail(delta: float, count: int) -> float:
-    return float(-special.ndtri(delta * _TAIL / count))
+    return float(-scipy.special.ndtri(delta * _TAIL / count))
 
 
 def _reach(nodes: np.ndarray, tail: float) -> int:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # its parts load when they are first used
 
 from certunlearn._numerics import binomial, checks
 from certunlearn.accounting import _gaussian
@@ -121,7 +121,7 @@ def noise_multiplier(
         if low <= math.log(_LEAST):
             return math.exp(low)
         top, low = low, max(low - 1, math.log(_LEAST))
-    root = optimize.brentq(excess, low, top, xtol=5e-4) if excess(top) < 0 else top
+    root = scipy.optimize.brentq(excess, low, top, xtol=5e-4) if excess(top) < 0 else top
     while root < top and excess(root) > 0:
         root += 5e-4
     return math.exp(min(root, top))
@@ -181,7 +181,7 @@ def _draws(most: int, rate: float) -> tuple[np.ndarray, np.ndarray]:
     mean, spread = most * rate, math.sqrt(most * rate * (1 - rate))
     low, high = max(0.0, mean - 12 * spread - 1), min(float(most), mean + 45 * spread + 300)
     edges = np.unique(np.append(np.floor(np.linspace(low, high, 1000)), most))
-    return edges, stats.binom.sf(edges[:-1], most, rate) * (1 + 1e-9)
+    return edges, scipy.stats.binom.sf(edges[:-1], most, rate) * (1 + 1e-9)
 
 
 def _table_epsilon(losses: Any, target: float) -> float:
@@ -225,12 +225,12 @@ def _losses(sigma: float, rate: float, steps: int, deletions: int) -> Any:
     most = max(1, binomial.quantile(deletions, rate, _UNSEEN))
     if sigma < _LEAST or most > _MOST_DRAWN or steps > _MOST_STEPS:
         return None
-    unseen = float(stats.binom.sf(most, deletions, rate)) * (1 + 1e-9)
-    log_weight = stats.binom.logpmf(np.arange(1, most + 1), deletions, rate)
+    unseen = float(scipy.stats.binom.sf(most, deletions, rate)) * (1 + 1e-9)
+    log_weight = scipy.stats.binom.logpmf(np.arange(1, most + 1), deletions, rate)
     x = np.linspace(-_TAIL * sigma, most + _TAIL * sigma, 4001)
     log_none = deletions * math.log1p(-rate)
     loss = np.logaddexp(log_none, _log_some(x, sigma, log_weight)[0])
-    log_density = stats.norm.logpdf(x, scale=sigma) + np.maximum(loss, 0)
+    log_density = scipy.stats.norm.logpdf(x, scale=sigma) + np.maximum(loss, 0)
     spread = math.sqrt(np.sum(loss**2 * np.exp(log_density)) * (x[1] - x[0]))
     width = loss[-1] - loss[0] + 20 * math.sqrt(steps) * spread
     step = max(min(_INTERVAL, spread / 10), width / min(_MOST_CELLS, _MOST_TERMS // most))
@@ -272,11 +272,12 @@ def _profiles(
             break
     remove, add = -np.expm1(np.minimum(loss, 0)), np.zeros_like(loss)
     loss = loss[open_]
-    above = unseen - np.exp(level + special.log_ndtr(-x / sigma))  # P - e^loss Q beyond x, and
-    below = np.exp(level - loss + special.log_ndtr(x / sigma))  # Q - e^-loss P before it
+    # P - e^loss Q beyond x, and Q - e^-loss P before it
+    above = unseen - np.exp(level + scipy.special.log_ndtr(-x / sigma))
+    below = np.exp(level - loss + scipy.special.log_ndtr(x / sigma))
     for i, w in enumerate(log_weight.tolist(), start=1):
-        above += np.exp(w + special.log_ndtr((i - x) / sigma))
-        below -= np.exp(w - loss + special.log_ndtr((x - i) / sigma))
+        above += np.exp(w + scipy.special.log_ndtr((i - x) / sigma))
+        below -= np.exp(w - loss + scipy.special.log_ndtr((x - i) / sigma))
     fall, rise = np.minimum(loss, 0), np.maximum(loss, 0)
     remove[open_] = np.where(loss > 0, above, np.exp(fall) * below - np.expm1(fall))
     add[open_] = np.where(loss > 0, np.exp(-rise) * above - np.expm1(-rise), below)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from scipy import special
+import scipy  # its parts load when they are first used
 
 _LARGEST = 100_000
 _MOST_VALUES = 2**24  # points times terms of one table; orders that need more are not used
@@ -90,7 +90,8 @@ def log_moment(sigma: float, rate: float, deletions: int, order: int) -> float:
     exponent = order * log_ratio - x**2 / (2 * sigma**2)
     size = deletions * ((np.abs(x) + deletions) / sigma**2 - math.log(rate) - math.log1p(-rate) + 2)
     exponent += 1e-15 * (order * size + x**2 / sigma**2)
-    forward = float(special.logsumexp(exponent)) + math.log(step / sigma / math.sqrt(2 * math.pi))
+    forward = float(scipy.special.logsumexp(exponent))
+    forward += math.log(step / sigma / math.sqrt(2 * math.pi))
     forward += 1e-14
     if deletions == 1:
         return forward
@@ -141,19 +142,19 @@ def _backward(sigma: float, rate: float, deletions: int, order: int) -> float:
     parts = np.maximum(log_gain[1:], log_gain[:-1]) + np.log(np.diff(x))
     parts = parts + np.maximum(log_density[1:], log_density[:-1])
     left = _left(sigma, rate, deletions, order)
-    right = math.log(order - 1) + special.log_ndtr(-_SIDES)
+    right = math.log(order - 1) + scipy.special.log_ndtr(-_SIDES)
     with np.errstate(over="ignore"):
-        return float(np.exp(special.logsumexp([*parts, left, right]))) * (1 + 1e-9)
+        return float(np.exp(scipy.special.logsumexp([*parts, left, right]))) * (1 + 1e-9)
 
 
 def _left(sigma: float, rate: float, deletions: int, order: int) -> float:
     """The logarithm of what lies left of the cells, from above."""
     log_none = np.array([deletions * math.log1p(-rate)])
-    nobody = _log_gain(1 - order, np.expm1(log_none), log_none)[0] + special.log_ndtr(-_SIDES)
+    nobody = _log_gain(1 - order, np.expm1(log_none), log_none)[0] + scipy.special.log_ndtr(-_SIDES)
     # f is not below its last term either, whose power makes another Gaussian of Q's.
     shift = (order - 1) * deletions / sigma
     weight = deletions * (1 - order) * math.log(rate) + shift**2 * order / (2 * (order - 1))
-    return float(min(nobody, weight + special.log_ndtr(shift - _SIDES)))
+    return float(min(nobody, weight + scipy.special.log_ndtr(shift - _SIDES)))
 
 
 def _log_gain(power: int, excess: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
