@@ -13,6 +13,8 @@ from chex import ArrayTree
 from certunlearn.demo import membership
 from certunlearn.demo.data import Examples
 from certunlearn.unlearning import compiled_steps as steps_lib
+from certunlearn.unlearning.leaf_split import Split
+from certunlearn.unlearning.model_loss import Loss
 
 CLASSES = 10
 
@@ -65,8 +67,8 @@ def train(
     advance: Callable[[int], object] = lambda count: None,
 ) -> ArrayTree:
     """Trains without noise, in the loop that `unlearn` fine-tunes with."""
-    loss_fn = functools.partial(mean_loss, net)
-    one = steps_lib.noiseless_step(loss_fn, optimizer, batch_size)
+    loss = Loss.of(functools.partial(mean_loss, net), Split.make(params))
+    one = steps_lib.noiseless_step(loss, optimizer, batch_size, key)
     on_device = jax.tree.map(jnp.asarray, data)
     size = len(data["y"])
     for trained, _ in steps_lib.finetuning_steps(

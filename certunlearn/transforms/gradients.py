@@ -10,7 +10,7 @@ from chex import ArrayTree
 from jax.typing import ArrayLike
 from optax import microbatching
 
-from certunlearn._numerics import checks, norms, parallel
+from certunlearn._numerics import checks, loss_functions, norms, parallel
 
 
 class ClipStats(NamedTuple):
@@ -31,13 +31,15 @@ def clipped_value_and_grad(
     per_example: bool = True,
     microbatch_size: int | None = None,
     with_stats: bool = False,
-) -> Callable[[ArrayTree, ArrayTree], tuple[Any, ArrayTree]]:
+) -> Callable[..., tuple[Any, ArrayTree]]:
     """A version of `jax.value_and_grad` whose gradient has norm at most `clip_norm`.
 
     Args:
       loss_fn: `loss_fn(params, batch)`, the *mean* loss of a batch: a pytree of arrays with a
         common leading axis. With `per_example` it is called on batches of one example, under
-        `vmap`; randomness such as dropout needs one key per example in the batch.
+        `vmap`. It may take a random key as a third argument (one without default, or named
+        `key`), return one loss for each example, which are averaged, or (loss, aux), of which aux
+        is dropped. Losses narrower than float32 are cast up.
       clip_norm: largest L2 norm over all leaves together.
       per_example: clip every example's gradient, then average over the batch. Otherwise clip the
         gradient of the batch's mean loss, as Koloskova et al. (2025) do.
@@ -47,14 +49,18 @@ def clipped_value_and_grad(
       with_stats: also return a `ClipStats`.
 
     Returns:
-      `f(params, batch) -> (value, grads)`, or `((value, stats), grads)` with `with_stats`. `value`
-      is the mean loss; with `per_example`, of the examples whose loss and gradient are finite.
+      `f(params, batch, key=None) -> (value, grads)`, or `((value, stats), grads)` with
+      `with_stats`. `value` is the mean loss; with `per_example`, of the examples whose loss and
+      gradient are finite. `key` is for a loss that takes one: give a fresh one at every step.
+      With `per_example` each example gets `fold_in(key, place in the batch)`; without it the batch
+      gets `key`, and each microbatch `fold_in(key, place of its first example)`.
 
     Raises:
-      TypeError: if an argument is of the wrong type; by `f`, if the loss is not one real number.
+      TypeError: if an argument is of the wrong type; by `f`, if the loss is not one real number, or
+        takes a key and there is none.
       ValueError: if `clip_norm` is out of range; by `f`, if the batch is empty or ragged,
-        `microbatch_size` does not divide its size, the loss is an array of numbers, or with
-        `per_example` inside `shard_map` if examples are spread over devices.
+        `microbatch_size` does not divide its size, or with `per_example` inside `shard_map` if
+        examples are spread over devices.
 
     Guarantee:
       The gradient's norm is at most `clip_norm`, strictly (see `norms.clip_tree`), whatever the
@@ -80,13 +86,18 @@ def clipped_value_and_grad(
     if microbatch_size is not None:
         microbatch_size = checks.positive_int("microbatch_size", microbatch_size)
     run = _by_example if per_example else _by_batch
+    keyed, loss = loss_functions.takes_key(loss_fn), loss_functions.in_one_form(loss_fn)
 
-    def value_and_grad(params: ArrayTree, batch: ArrayTree) -> tuple[Any, ArrayTree]:
+    def value_and_grad(
+        params: ArrayTree, batch: ArrayTree, key: jax.Array | None = None
+    ) -> tuple[Any, ArrayTree]:
+        if keyed and key is None:
+            raise TypeError("key must be given, for loss_fn takes one: a fresh one at every step")
         _check_batch(batch, microbatch_size)
         if per_example:
             parallel.check_whole("batch", batch)
         parallel.check_tracked()
-        value, stats, grads = run(_checked(loss_fn), clip_norm, microbatch_size, params, batch)
+        value, stats, grads = run(loss, clip_norm, microbatch_size, params, batch, key)
         return ((value, stats) if with_stats else value), grads
 
     return value_and_grad
@@ -94,7 +105,7 @@ def clipped_value_and_grad(
 
 def sample_value_and_grad(
     loss_fn: Callable[..., jax.Array], clip_norm: float | jax.Array, microbatch_size: int | None
-) -> Callable[[ArrayTree, ArrayTree], tuple[tuple[jax.Array, ClipStats], ArrayTree]]:
+) -> Callable[..., tuple[tuple[jax.Array, ClipStats], ArrayTree]]:
     """As `clipped_value_and_grad` with examples and stats, for a Poisson sample with empty places.
 
     The batch of the function returned is (examples, taken), as `batches.PoissonSampling.sample`
@@ -103,19 +114,21 @@ def sample_value_and_grad(
     are of the examples taken only, 0 if none was taken.
     """
 
-    def of_place(params: ArrayTree, sample: Any) -> jax.Array:
+    loss = loss_functions.in_one_form(loss_fn)
+
+    def of_place(params: ArrayTree, sample: Any, key: jax.Array | None) -> jax.Array:
         examples, taken = sample
-        value = _checked(loss_fn)(params, examples)
+        value = loss(params, examples, key)
         # An empty place holds an example, too. If that example's gradient is not finite, this one
         # is NaN, and clipped to zero like any other.
         return jnp.where(taken[0], value, jnp.zeros_like(value))
 
     def value_and_grad(
-        params: ArrayTree, sample: Any
+        params: ArrayTree, sample: Any, key: jax.Array | None = None
     ) -> tuple[tuple[jax.Array, ClipStats], ArrayTree]:
         _check_batch(sample, microbatch_size)
         value, stats, grads = _by_example(
-            of_place, clip_norm, microbatch_size, params, sample, sample[1]
+            of_place, clip_norm, microbatch_size, params, sample, key, sample[1]
         )
         return (value, stats), grads
 
@@ -128,23 +141,24 @@ def _by_example(
     microbatch_size: int | None,
     params: ArrayTree,
     batch: ArrayTree,
+    key: jax.Array | None,
     taken: ArrayLike = True,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
     def clipped_gradient(
-        params: ArrayTree, example: ArrayTree
+        params: ArrayTree, example: ArrayTree, place: jax.Array
     ) -> tuple[ArrayTree, tuple[jax.Array, ...]]:
         alone = jax.tree.map(lambda leaf: leaf[None], example)
-        value, grads = jax.value_and_grad(loss_fn)(params, alone)
+        value, grads = jax.value_and_grad(loss_fn)(params, alone, _folded(key, place))
         clipped = norms.clip_tree(grads, clip_norm)
         return clipped.tree, (value, clipped.clipped, clipped.nonfinite)
 
     kinds = microbatching.AccumulationType
     grads, (values, clipped, nonfinite) = microbatching.micro_vmap(
         clipped_gradient,
-        in_axes=(None, 0),
+        in_axes=(None, 0, 0),
         microbatch_size=microbatch_size,
         accumulator=(kinds.MEAN, kinds.CONCAT),
-    )(params, jax.tree.map(jnp.asarray, batch))
+    )(params, jax.tree.map(jnp.asarray, batch), _places(batch))
     # The mean of vectors in the ball is in the ball, up to rounding.
     grads = norms.clip_tree(grads, clip_norm).tree
     taken = jnp.broadcast_to(taken, nonfinite.shape)
@@ -163,33 +177,32 @@ def _by_batch(
     microbatch_size: int | None,
     params: ArrayTree,
     batch: ArrayTree,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
+    def of_part(
+        params: ArrayTree, part: ArrayTree, places: jax.Array
+    ) -> tuple[jax.Array, ArrayTree]:
+        part_key = key if microbatch_size is None else _folded(key, places[0])
+        return jax.value_and_grad(loss_fn)(params, part, part_key)
+
     value, grads = microbatching.microbatch(
-        jax.value_and_grad(loss_fn),
-        argnums=1,
+        of_part,
+        argnums=(1, 2),
         microbatch_size=microbatch_size,
         accumulator=microbatching.AccumulationType.MEAN,
-    )(params, jax.tree.map(jnp.asarray, batch))
+    )(params, jax.tree.map(jnp.asarray, batch), _places(batch))
     result = norms.clip_tree(grads, clip_norm)
     stats = ClipStats(result.clipped.astype(jnp.float32), result.nonfinite.astype(jnp.int32))
     return value, stats, result.tree
 
 
-def _checked(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The loss, or an error that names it where it is no loss."""
+def _places(batch: ArrayTree) -> jax.Array:
+    """int32 `[batch size]`: each example's place in the batch."""
+    return jnp.arange(loss_functions.size_of(batch), dtype=jnp.int32)
 
-    def loss(params: ArrayTree, batch: ArrayTree) -> jax.Array:
-        value = loss_fn(params, batch)
-        wanted = "loss_fn must return the mean loss of the batch, one real number"
-        if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-            raise TypeError(f"{wanted}, got {type(value).__name__}")
-        if jnp.shape(value) != ():
-            raise ValueError(f"{wanted}, got an array of shape {jnp.shape(value)}")
-        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise TypeError(f"{wanted}, got dtype {jnp.result_type(value)}")
-        return jnp.asarray(value)
 
-    return loss
+def _folded(key: jax.Array | None, place: jax.Array) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, place)
 
 
 def _check_batch(batch: ArrayTree, microbatch_size: int | None) -> None:

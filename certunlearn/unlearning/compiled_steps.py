@@ -13,6 +13,8 @@ from certunlearn import transforms
 from certunlearn._numerics import batches, random_keys
 from certunlearn.mechanisms import Mechanism
 from certunlearn.transforms import gradients
+from certunlearn.unlearning import model_loss
+from certunlearn.unlearning.model_loss import Loss
 
 # The parameters that are trained, and the optimizer's state.
 Carry = tuple[ArrayTree, optax.OptState]
@@ -41,31 +43,41 @@ class StepStats(NamedTuple):
 
 
 def noisy_steps(
-    loss_fn: Callable[[Any, Any], jax.Array],
+    loss: Loss,
     tx: optax.GradientTransformation,
     mechanism: Mechanism,
     batch_size: int,
     per_example: bool,
     microbatch_size: int | None,
+    key: jax.Array,
 ) -> Callable[..., tuple[Carry, StepStats]]:
     """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
 
     `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
     `position` on; `step` is the number of the first. The old carry's memory is used again. For
     Poisson sampling every step draws its own sample; `order` is then the sampling key's
-    data.
+    data. `key` is that of the batches, from which the loss's keys are made.
     """
     sampling, limit = mechanism.poisson_sampling(), mechanism.example_clip_norm()
     per_example = per_example or sampling is not None
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=0)
+    @functools.partial(jax.jit, static_argnames="count", donate_argnums=2)
     def run(
-        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
+        loss_fn: Loss,
+        loss_key: jax.Array,
+        carry: Carry,
+        data: ArrayTree,
+        order: jax.Array,
+        position: int,
+        step: int,
+        *,
+        count: int,
     ) -> tuple[Carry, StepStats]:
         def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
             leaves, opt_state = carry
             before = _counts(opt_state)
             factor = 1.0
+            key = jax.random.fold_in(loss_key, step + offset)
             if sampling is not None:
                 step_key = jax.random.fold_in(random_keys.as_key(order), step + offset)
                 batch, factor = sampling.sample(data, step_key, microbatch_size)
@@ -80,12 +92,12 @@ def noisy_steps(
                     value_and_grad = gradients.clipped_value_and_grad(
                         loss_fn, norm, microbatch_size=microbatch_size, with_stats=True
                     )
-                (loss, stats), grads = value_and_grad(leaves, batch)
+                (loss, stats), grads = value_and_grad(leaves, batch, key)
                 grads = jax.tree.map(lambda g: factor * g, grads)
             else:
-                loss, grads = jax.value_and_grad(loss_fn)(leaves, batch)
+                loss, grads = jax.value_and_grad(loss_fn)(leaves, batch, key)
             updates, opt_state = optax.with_extra_args_support(tx).update(
-                grads, opt_state, leaves, **_asked_for(loss_fn, loss, grads, batch)
+                grads, opt_state, leaves, **_asked_for(loss_fn, loss, grads, batch, key)
             )
             leaves = optax.apply_updates(leaves, updates)
             after = _counts(opt_state)
@@ -110,7 +122,7 @@ def noisy_steps(
         carry, stats = one(carry, jnp.zeros((), jnp.int32))
         return carry, jax.tree.map(lambda number: number[None], stats)
 
-    return run
+    return functools.partial(run, loss, model_loss.loss_key(key))
 
 
 def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, StepStats]]:
@@ -167,28 +179,37 @@ def calls(
 
 
 def noiseless_step(
-    loss_fn: Callable[[Any, Any], jax.Array],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     batch_size: int,
+    key: jax.Array,
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
-    """Compiles `one(params, state, data, order, position) -> (params, state, batch loss)`.
+    """Compiles `one(params, state, data, order, position, step) -> (params, state, batch loss)`.
 
-    `one` takes a step without noise on batch number `position` of the epoch's `order`. The memory
-    of the old parameters and state is used again.
+    `one` takes step number `step`, without noise, on batch number `position` of the epoch's
+    `order`. The memory of the old parameters and state is used again. `key` is that of the batches,
+    from which the loss's keys are made.
     """
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(2, 3))
     def one(
-        params: ArrayTree, state: optax.OptState, data: ArrayTree, order: jax.Array, position: int
+        loss_fn: Loss,
+        loss_key: jax.Array,
+        params: ArrayTree,
+        state: optax.OptState,
+        data: ArrayTree,
+        order: jax.Array,
+        position: int,
+        step: int,
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
-        batch = batch_at(data, order, position, batch_size)
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        batch, key = batch_at(data, order, position, batch_size), jax.random.fold_in(loss_key, step)
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
         updates, state = optax.with_extra_args_support(optimizer).update(
-            grads, state, params, **_asked_for(loss_fn, loss, grads, batch)
+            grads, state, params, **_asked_for(loss_fn, loss, grads, batch, key)
         )
         return optax.apply_updates(params, updates), state, loss
 
-    return one
+    return functools.partial(one, loss, model_loss.loss_key(key))
 
 
 def finetuning_steps(
@@ -208,7 +229,7 @@ def finetuning_steps(
         epoch, position = divmod(step, per_epoch)
         if position == 0:
             order = batches.epoch_order(key, epoch, size)
-        params, state, loss = one(params, state, data, order, position)
+        params, state, loss = one(params, state, data, order, position, step)
         yield params, loss
 
 
@@ -221,10 +242,10 @@ def owned(tree: Any) -> Any:
 
 
 def _asked_for(
-    loss_fn: Callable[[Any, Any], jax.Array], loss: jax.Array, grads: ArrayTree, batch: ArrayTree
+    loss_fn: Loss, loss: jax.Array, grads: ArrayTree, batch: ArrayTree, key: jax.Array
 ) -> dict[str, Any]:
     """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
-    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch)}
+    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch, key)}
 
 
 def batch_at(

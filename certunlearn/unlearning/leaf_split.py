@@ -1,6 +1,7 @@
 """A pytree of parameters, of which some leaves are trained and others stay as they are."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -111,12 +112,8 @@ class Split:
 
     def merge(self, trainable: ArrayTree) -> ArrayTree:
         """The whole tree with these trained leaves and the frozen ones."""
-        trained = iter(jax.tree.leaves(trainable))
-        leaves = [
-            jnp.asarray(leaf) if frozen else next(trained)
-            for leaf, frozen in zip(self.leaves, self.is_frozen, strict=True)
-        ]
-        return jax.tree.unflatten(self.treedef, leaves)
+        frozen = [leaf for leaf, flag in zip(self.leaves, self.is_frozen, strict=True) if flag]
+        return merge(self.treedef, self.is_frozen, frozen, trainable)
 
     def _masked(self, leaves: list[Any]) -> Any:
         nodes = [
@@ -124,3 +121,15 @@ class Split:
             for leaf, frozen in zip(leaves, self.is_frozen, strict=True)
         ]
         return jax.tree.unflatten(self.treedef, nodes)
+
+
+def merge(
+    treedef: jax.tree_util.PyTreeDef,
+    is_frozen: Sequence[bool],
+    frozen: Sequence[Any],
+    trainable: ArrayTree,
+) -> ArrayTree:
+    """The tree with the frozen leaves in their places and the trained ones in the others."""
+    kept, trained = iter(frozen), iter(jax.tree.leaves(trainable))
+    leaves = [jnp.asarray(next(kept)) if flag else next(trained) for flag in is_frozen]
+    return jax.tree.unflatten(treedef, leaves)

@@ -51,7 +51,11 @@ def unlearn(
     `certunlearn.unlearning`, which can be called one by one.
 
     Args:
-      loss_fn: `loss_fn(params, batch) -> scalar`, the mean loss of a batch, any JAX function.
+      loss_fn: `loss_fn(params, batch)`, the mean loss of a batch, any JAX function. With a third
+        argument that has no default, or one named `key`, it gets a fresh random key at every step,
+        and for every example where gradients are per example. It may return one loss for each
+        example, whose mean is taken, or (loss, aux), of which aux is dropped; losses narrower than
+        float32 are cast up.
       params: the trained parameters: a pytree of float32 or float64 arrays, or a Flax Linen
         variable dict, `TrainState` or NNX module. `loss_fn` gets the parameters alone: of a
         variable dict with other collections and of a `TrainState` its `params`, of an NNX module

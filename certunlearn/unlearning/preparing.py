@@ -9,7 +9,7 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
-from certunlearn._numerics import batches, checks, files, trees
+from certunlearn._numerics import batches, checks, files, loss_functions, trees
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
@@ -24,6 +24,7 @@ from certunlearn.unlearning import (
     resuming,
     solving,
 )
+from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
 from certunlearn.unlearning.private_history import UnlearningState
 from certunlearn.unlearning.run_options import (
@@ -85,7 +86,7 @@ def prepare(
       None yet: nothing of it may leave. It holds the trained model and the keys.
     """
     mechanism, more = mechanisms.check(mechanism), as_options(options)
-    inputs.function("loss_fn", loss_fn, "f(params, batch) -> scalar")
+    inputs.function("loss_fn", loss_fn, loss_functions.SIGNATURE)
     solving.check(mechanism, loss_fn, more)
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
@@ -280,19 +281,10 @@ def _try_losses(
     one_by_one = examples.per_example or examples.sampled
     size = 1 if one_by_one else examples.batch_size
     data, trainable = examples.data, split.trainable
-    rehearsal.check_loss("loss_fn", _of_trainable(loss_fn, split), trainable, data, size)
+    rehearsal.check_loss("loss_fn", Loss.of(loss_fn, split), trainable, data, size)
     if tuning_loss is not None:
-        loss = _of_trainable(tuning_loss, split)
+        loss = Loss.of(tuning_loss, split)
         rehearsal.check_loss("finetune loss_fn", loss, trainable, data, examples.batch_size)
-
-
-def _of_trainable(loss_fn: LossFn, split: leaf_split.Split) -> LossFn:
-    """The loss as a function of what is trained."""
-
-    def loss(trainable: Any, batch: Any) -> jax.Array:
-        return loss_fn(split.merge(trainable), batch)
-
-    return loss
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:
@@ -359,12 +351,13 @@ def _noisy_steps(
     if mechanism.solve_to is not None:
         return compiled_steps.noise_alone(tx)
     noisy = compiled_steps.noisy_steps(
-        _of_trainable(loss_fn, split),
+        Loss.of(loss_fn, split),
         tx,
         mechanism,
         examples.batch_size,
         examples.per_example,
         examples.microbatch_size,
+        keys.data,
     )
     call = _first_call(examples, keys)
     rehearsal.try_noisy_steps(noisy, carry, examples.data, call, more.before_clip is not None)
@@ -382,8 +375,8 @@ def _tuning(
     """The compiled noiseless step, tried by its shapes."""
     if tuning is None or loss_fn is None:
         return None
-    loss = _of_trainable(loss_fn, split)
-    one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size)
+    loss = Loss.of(loss_fn, split)
+    one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size, keys.finetune)
     order, *_ = _first_call(examples, keys)
     rehearsal.try_noiseless_step(one, tuning.optimizer, start, examples.data, order)
     return Tuning(tuning.optimizer, tuning.steps, one)

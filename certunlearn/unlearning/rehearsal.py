@@ -6,48 +6,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from chex import ArrayTree
 
+from certunlearn._numerics import loss_functions
 from certunlearn.unlearning.compiled_steps import Carry
+from certunlearn.unlearning.model_loss import Loss
 
 
-def check_loss(
-    name: str, loss_fn: Callable[..., Any], params: ArrayTree, data: ArrayTree, size: int
-) -> None:
+def check_loss(name: str, loss: Loss, params: ArrayTree, data: ArrayTree, size: int) -> None:
     """Traces a loss on a batch of `size` examples.
 
     Raises:
-      TypeError: if it returns anything but one real number.
+      TypeError: if it returns no loss.
     """
     found: list[str | None] = []
 
-    def probe(params: Any, batch: Any) -> None:
-        found.append(_not_a_loss(loss_fn(params, batch)))
+    def probe(loss: Loss, params: Any, batch: Any, key: Any) -> None:
+        found.append(loss_functions.problem(loss.result(params, batch, key), size))
 
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
     try:
-        jax.eval_shape(probe, params, batch)
+        jax.eval_shape(probe, loss, params, batch, jax.random.key(0))
     except Exception as error:
         error.add_note(f"{name} raised this on a batch of {size}; no step was run")
         raise
     if found[0] is not None:
         raise TypeError(f"{name} must return one real number, the mean loss of a batch: {found[0]}")
-
-
-def _not_a_loss(value: Any) -> str | None:
-    """What is wrong with what a loss returned, or None."""
-    if isinstance(value, tuple | list | dict):
-        return f"got a {type(value).__name__}; return the loss alone"
-    if value is None:
-        return "got None"
-    if not isinstance(value, float | np.ndarray | np.generic | jax.Array):
-        return f"got an object of type {type(value).__name__}"
-    shape, dtype = np.shape(value), jnp.result_type(value)
-    if shape != ():
-        return f"got an array of shape {shape}; return its mean"
-    return None if jnp.issubdtype(dtype, jnp.floating) else f"got {dtype}"
 
 
 def try_noisy_steps(
@@ -94,7 +79,7 @@ def try_noiseless_step(
     try:
         state = optimizer.init(params)
         for _ in range(2):  # the second with the state that the first leaves
-            changed, state, _ = jax.eval_shape(one, params, state, data, order, 0)
+            changed, state, _ = jax.eval_shape(one, params, state, data, order, 0, 0)
     except Exception as error:
         raise ValueError(_unfit("finetune", error)) from error
     before, after = ([jnp.shape(leaf) for leaf in jax.tree.leaves(t)] for t in (params, changed))

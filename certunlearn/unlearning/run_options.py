@@ -4,18 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 from chex import ArrayTree
 
-from certunlearn._numerics import checks
+from certunlearn._numerics import checks, loss_functions
 from certunlearn.mechanisms import Mechanism, base
 from certunlearn.unlearning import inputs
 from certunlearn.unlearning.private_history import UnlearningState
 
-# `loss_fn(params, batch) -> scalar`, the mean loss of a batch. What `params` and `batch` are made
-# of is the caller's choice.
-LossFn = Callable[[Any, Any], jax.Array]
+# `loss_fn(params, batch)` or `loss_fn(params, batch, key)`, the mean loss of a batch, or one for
+# each example, or (loss, aux). What `params` and `batch` are made of is the caller's choice.
+LossFn = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Finetune:
         """Checks every argument."""
         inputs.transform("finetune optimizer", self.optimizer)
         object.__setattr__(self, "steps", checks.positive_int("finetune steps", self.steps))
-        inputs.function("finetune loss_fn", self.loss_fn, "f(params, batch) -> scalar", True)
+        inputs.function("finetune loss_fn", self.loss_fn, loss_functions.SIGNATURE, True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

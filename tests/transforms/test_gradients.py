@@ -161,12 +161,13 @@ def test_bad_arguments():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda p, b: b["y"], r"got an array of shape \(\d+,\)"),
-        (lambda p, b: (loss_fn(p, b), {}), "got tuple"),
-        (lambda p, b: {"loss": loss_fn(p, b)}, "got dict"),
+        (lambda p, b: b["y"][:, None] * jnp.ones(3), r"got an array of shape \(\d+, 3\)"),
+        (lambda p, b: jnp.ones(9), r"got an array of shape \(9,\)"),
+        (lambda p, b: (loss_fn(p, b), {}, {}), "got a tuple"),
+        (lambda p, b: {"loss": loss_fn(p, b)}, "got a dict"),
         (lambda p, b: jnp.sum(b["y"] > 0), "got dtype int32"),
         (lambda p, b: 1j * loss_fn(p, b), "got dtype complex64"),
-        (lambda p, b: None, "got NoneType"),
+        (lambda p, b: None, "got None"),
     ],
 )
 def test_a_loss_that_is_none_is_refused_by_name(bad, message, per_example):

@@ -102,18 +102,18 @@ ODD = {
     "no loss": ({"loss": None}, TypeError, "loss_fn must be a function"),
     "a number for a loss": ({"loss": 3.0}, TypeError, "loss_fn must be a function, .* got 3.0"),
     "a vector": (
-        {"loss": lambda p, b: b["y"] * p["b"]},
+        {"loss": lambda p, b: b["x"][0] * p["b"]},
         TypeError,
-        r"loss_fn must .* shape \(8,\)",
+        r"loss_fn must .* shape \(3,\)",
     ),
-    "a tuple": ({"loss": lambda p, b: (p["b"], b)}, TypeError, "loss_fn must return .* a tuple"),
+    "a triple": ({"loss": lambda p, b: (p["b"], b, 0)}, TypeError, "loss_fn must return .* tuple"),
     "an int": ({"loss": lambda p, b: 3}, TypeError, "loss_fn must return .* type int"),
     "an int array": ({"loss": lambda p, b: jnp.array(3)}, TypeError, "loss_fn must .* int32"),
     "a complex loss": ({"loss": lambda p, b: p["b"] * 1j}, TypeError, "loss_fn .* complex64"),
     "nothing": ({"loss": lambda p, b: None}, TypeError, "loss_fn must return .* got None"),
     "words": ({"loss": lambda p, b: "low"}, TypeError, "loss_fn must return .* type str"),
-    "a tuple after the noise": (
-        {"finetune": cu.Finetune(optax.sgd(0.1), 1, lambda p, b: (p["b"], 0))},
+    "a triple after the noise": (
+        {"finetune": cu.Finetune(optax.sgd(0.1), 1, lambda p, b: (p["b"], 0, 0))},
         TypeError,
         "finetune loss_fn must return .* a tuple",
     ),

@@ -31,6 +31,8 @@ from certunlearn.accounting import _gaussian
 from certunlearn.certificates import issuing
 from certunlearn.mechanisms import pairs
 from certunlearn.unlearning import compiled_steps
+from certunlearn.unlearning.leaf_split import Split
+from certunlearn.unlearning.model_loss import Loss
 
 SLOW = pytest.mark.slow
 
@@ -284,16 +286,13 @@ def dp_steps(count, data, mechanism=SYSTEMS["dp"], params=PARAMS, loss=loss_fn):
     """Parameters after some steps with hardly any noise, which no certificate would stand for."""
     leaves, treedef = jax.tree.flatten(params)
     tx = cu.noisy_sgd(mechanism, 2e-6, key=jax.random.key(0))
-    step = compiled_steps.noisy_steps(
-        lambda leaves, batch: loss(jax.tree.unflatten(treedef, leaves), batch),
-        tx,
-        mechanism,
-        12,
-        False,
-        None,
+    data_key = cu.split_key(jax.random.key(3)).data
+    of_leaves = Loss.of(
+        lambda leaves, batch: loss(jax.tree.unflatten(treedef, leaves), batch), Split.make(leaves)
     )
+    step = compiled_steps.noisy_steps(of_leaves, tx, mechanism, 12, False, None, data_key)
     carry = ([jnp.array(leaf) for leaf in leaves], tx.init(leaves))
-    key = jax.random.key_data(cu.split_key(jax.random.key(3)).data)
+    key = jax.random.key_data(data_key)
     for number in range(count):
         carry, _ = step(carry, data, key, 0, number, count=1)
     return jax.tree.unflatten(treedef, carry[0])
