@@ -9,6 +9,8 @@ import pytest
 
 import certunlearn as cu
 from certunlearn.unlearning import compiled_steps
+from certunlearn.unlearning.leaf_split import Split
+from certunlearn.unlearning.model_loss import Loss
 
 SIZE, BATCH = 16, 4
 DATA = (
@@ -46,7 +48,8 @@ def network_loss(params, batch):
 def step_of(mechanism, loss=network_loss, params=NETWORK):
     """The compiled steps and the arguments of a call."""
     tx = cu.noisy_sgd(mechanism, 1.0, key=jax.random.key(0))
-    run = compiled_steps.noisy_steps(loss, tx, mechanism, BATCH, False, None)
+    loss = Loss.of(loss, Split.make(params))
+    run = compiled_steps.noisy_steps(loss, tx, mechanism, BATCH, False, None, jax.random.key(1))
     carry = compiled_steps.owned((params, tx.init(params)))
     return run, (carry, jax.tree.map(jnp.asarray, DATA), jnp.arange(SIZE), 0, 0)
 
@@ -93,7 +96,8 @@ def looped(text):
 def test_a_compiled_step_has_fast_convolutions_and_uses_its_memory_again(name):
     run, arguments = step_of(MECHANISMS[name])
     carry = arguments[0]
-    compiled = run.lower(*arguments, count=1).compile()
+    arguments = (*run.args, *arguments)
+    compiled = run.func.lower(*arguments, count=1).compile()
     text = compiled.as_text()
     if jax.default_backend() == "cpu":
         # In a loop, or what was one, the gradients' convolutions keep layouts such as f01b_i01o.
