@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import archives, checks
+from certunlearn._numerics import archives, checks, model_trees
 
 try:
     import fcntl
@@ -218,12 +218,14 @@ def _stored(params: ArrayTree) -> dict[str, np.ndarray]:
     """`named_leaves` in dtypes of NumPy's own: narrower floats as float32, which is exact."""
     return {
         name: leaf.astype(_stored_dtype(name, leaf.dtype), copy=False)
-        for name, leaf in named_leaves(params).items()
+        for name, leaf in named_leaves(model_trees.parameters(params)).items()
     }
 
 
 def params_digest(params: ArrayTree) -> str:
     """SHA-256 (hexadecimal) of all parameters: paths, dtypes, shapes and values.
+
+    Of a module or a `TrainState` these are the parameters, and nothing else of it.
 
     Floats narrower than float32 (bfloat16, float16, float8) count as the float32 numbers that they
     are, and integers below 8 bits as int8 or uint8, so a tree of them and what `save_params` writes
@@ -256,7 +258,7 @@ def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
 
     Args:
       path: ends in `.npz`; replaced whole or not at all. See `write_atomically`.
-      params: a pytree of arrays.
+      params: a pytree of arrays, or a module or `TrainState`, of which the parameters are written.
 
     Raises:
       OSError: if the file cannot be written, naming `path`.

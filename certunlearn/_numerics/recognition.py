@@ -192,14 +192,37 @@ def train_state_extras(model: object) -> dict[str, Any] | None:
     return {name: value for name, value in values.items() if name not in _TRAIN_STATE_FIELDS}
 
 
-def split_nnx_module(model: object) -> tuple[Any, Any] | None:
-    """The parameters and the other state of a Flax NNX module, without its random state.
+def train_state_settings(state: Any) -> dict[str, Any]:
+    """Those of a `TrainState`'s fields that are no parts of the pytree: functions and settings."""
+    return {
+        field.name: getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if not field.metadata.get("pytree_node", True)
+    }
 
-    None if it is no such module.
-    """
+
+def is_loss_scale(value: object) -> bool:
+    """Whether it is Flax's `DynamicScale`."""
+    module = sys.modules.get("flax.training.dynamic_scale")
+    return module is not None and isinstance(value, module.DynamicScale)
+
+
+def nnx_of(model: object) -> Any:
+    """The module `flax.nnx`, if `model` is one of its modules; else None."""
     # Whoever has a module has imported Flax; nobody else must have it installed.
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or not isinstance(model, nnx.Module):
-        return None
-    _, params, _, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    return params, state
+    return nnx if nnx is not None and isinstance(model, nnx.Module) else None
+
+
+def holds_equinox_module(tree: object) -> bool:
+    """Whether it is a pytree with an Equinox module in it, or such a module."""
+    equinox = sys.modules.get("equinox")
+    if equinox is None:
+        return False
+    is_module = lambda node: isinstance(node, equinox.Module)  # noqa: E731
+    return any(map(is_module, jax.tree.leaves(tree, is_leaf=is_module)))
+
+
+def is_inexact_array(leaf: object) -> bool:
+    """Whether it is an array of floats or complex numbers, of JAX or NumPy, as Equinox has it."""
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)

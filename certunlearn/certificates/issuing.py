@@ -10,7 +10,7 @@ from typing import Any
 from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
-from certunlearn._numerics import checks, files
+from certunlearn._numerics import checks, files, model_trees
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import claims, covered_leaves, record_format
 from certunlearn.certificates.record import Certificate, record_digest
@@ -48,7 +48,8 @@ def certify(
       noise_scale: standard deviation in parameter units: a number, `[steps]` numbers or a schedule.
         None or 0 for an exact mechanism, such as `Retraining`, and for no other.
       delta: the claim's delta; None or 0 for an exact mechanism, and for no other.
-      params: the released parameters, a pytree of arrays.
+      params: the released parameters, a pytree of arrays; or a Flax NNX or Equinox module or a
+        `TrainState`, of which the certificate covers the parameters and nothing else.
       state: the state of `noisy_sgd` after the last step, by itself or within that of a wrapper or
         a `TrainState`: evidence that the steps were taken. It is looked at and not kept. Without
         it, `steps_run` must be given and is taken at its word, which the certificate says. An exact
@@ -118,6 +119,7 @@ def issue(
     sums_digest: str | None = None,
 ) -> Certificate:
     """`certify` for every mechanism; `sums_digest` is that of a head's sums."""
+    params = model_trees.parameters(params)
     delta = mechanisms.checked_delta(mechanism, delta)
     forget_size = checks.optional_count("forget_size", forget_size)
     retain_size = checks.optional_count("retain_size", retain_size)

@@ -9,7 +9,7 @@ import numpy as np
 from chex import ArrayTree
 
 from certunlearn import accounting
-from certunlearn._numerics import checks, files
+from certunlearn._numerics import checks, files, model_trees
 from certunlearn.certificates import (
     claims,
     covered_leaves,
@@ -57,9 +57,10 @@ def verify(
 
     Args:
       certificate: as issued or loaded.
-      params: the released parameters, to be held against the recorded digest; a pytree, or the
-        flat dict that `load_params` returns. Without them the claim is checked, but not which
-        parameters it is for.
+      params: the released parameters, to be held against the recorded digest: a pytree, or the
+        flat dict that `load_params` returns, or a Flax NNX or Equinox module or a `TrainState`, of
+        which the parameters are checked and nothing else. Without them the claim is checked, but
+        not which parameters it is for.
       mechanisms: classes of your own. If the certificate is for one of them, by its name, the
         recorded separations must be what that class states for the recorded fields. Without it
         they are taken on trust, which the certificate's assumptions and the summary say.
@@ -194,6 +195,7 @@ def _params_problems(certificate: Certificate, params: ArrayTree) -> list[str]:
     """Whether the parameters are those that the certificate was issued for, and carry its noise."""
     frozen = certificate.coverage["frozen"]
     try:
+        params = model_trees.parameters(params)
         digest = files.params_digest(params)
         if digest != certificate.params_digest:
             return [

@@ -18,7 +18,7 @@ class Evaluations:
     def __init__(self, prepared: Prepared) -> None:
         """None so far."""
         self.found: list[tuple[int, Any]] = []
-        self._split, self._options = prepared.split, prepared.options
+        self._split, self._form, self._options = prepared.split, prepared.form, prepared.options
 
     def look(self, step: int, trainable: ArrayTree, last: bool) -> bool:
         """Asks, if it is time: at the last step of a phase, and at multiples of the interval.
@@ -30,6 +30,6 @@ class Evaluations:
         if more.evaluate is None or not (last or step % more.evaluate_every == 0):
             return False
         # A copy, for the next step overwrites the original in place.
-        params = self._split.merge(compiled_steps.owned(trainable))
+        params = self._form.view(self._split.merge(compiled_steps.owned(trainable)))
         self.found.append((step, more.evaluate(params)))
         return True

@@ -34,6 +34,8 @@ class Split:
     def make(cls, params: ArrayTree, frozen: ArrayTree | None = None) -> "Split":
         """Splits `params` by a pytree of bools of the same structure, or freezes nothing.
 
+        A bool may stand in the place of a whole subtree.
+
         Raises:
           TypeError: if `frozen` holds anything but bools.
           ValueError: if the structures differ, nothing is left to train, or there are no leaves.
@@ -44,9 +46,13 @@ class Split:
             raise ValueError("params must have at least one array, got none")
         if frozen is None:
             return cls(treedef, leaves, [False] * len(leaves))
-        flags, structure = jax.tree.flatten(frozen)
-        if treedef != structure:
-            raise ValueError(f"frozen must be structured like params, {treedef}; got {structure}")
+        try:  # one bool may stand for all leaves below it
+            flags = jax.tree.leaves(jax.tree.broadcast(frozen, params))
+        except ValueError as error:
+            raise ValueError(
+                f"frozen must be structured like params, {treedef}; got "
+                f"{jax.tree.structure(frozen)}"
+            ) from error
         wrong = [flag for flag in flags if not isinstance(flag, bool | np.bool_)]
         if wrong:
             raise TypeError(f"frozen must hold True or False for each leaf, got {wrong[0]!r}")

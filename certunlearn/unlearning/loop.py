@@ -56,10 +56,13 @@ def unlearn(
         and for every example where gradients are per example. It may return one loss for each
         example, whose mean is taken, or (loss, aux), of which aux is dropped; losses narrower than
         float32 are cast up.
-      params: the trained parameters: a pytree of float32 or float64 arrays, or a Flax Linen
-        variable dict, `TrainState` or NNX module. `loss_fn` gets the parameters alone: of a
-        variable dict with other collections and of a `TrainState` its `params`, of an NNX module
-        its `nnx.Param` state.
+      params: the trained model, and `result.params` is of the same type. A pytree of float32 or
+        float64 arrays (Haiku's dicts, say), which `loss_fn` gets; a Linen `TrainState`, of which it
+        gets `params`; a Flax NNX module, where it gets a module with these parameters (all
+        `nnx.Param`, `nnx.LoRAParam` and the like), fresh random keys at every step, and statistics
+        of a new model; an Equinox module, where it gets a module with these arrays of floats, and
+        all else as it was; or a Linen variable dict with other collections, of which it gets
+        `params`, which is also what comes back.
       retain_data: pytree of arrays with a common leading axis, all in memory; no forget data.
       mechanism: what the noisy steps do: any `Mechanism`, of this package or your own. With `DPSGD`
         this is the training itself, on all the data.
@@ -71,7 +74,7 @@ def unlearn(
         or a schedule; epsilon then follows from it.
       key: None draws keys from the operating system. A given key makes the run reproducible, for
         experiments; the certificate records which.
-      center: the public centre, structured like `params`; zero if None. It must not depend on the
+      center: the public centre, a model or parameters structured like `params`; zero if None. It must not depend on the
         forget set. For `Retraining` it is the public start, and needed.
       finetune: noiseless steps on retain data after the noisy ones: a `Finetune`, or the tuple
         (Optax optimizer, steps).

@@ -7,16 +7,14 @@ that of an example is folded once more with its place in the batch.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import numpy as np
 
 from certunlearn._numerics import loss_functions
-from certunlearn.unlearning import leaf_split
-
-# Steps and epochs are folded into the same keys, and never reach this number.
-_FOR_LOSSES = np.uint32(2**32 - 1)
+from certunlearn.unlearning import leaf_split, model_layouts
+from certunlearn.unlearning.model_forms import ModelForm
+from certunlearn.unlearning.model_layouts import Layout
 
 
 def loss_key(key: jax.Array) -> jax.Array:
@@ -24,30 +22,7 @@ def loss_key(key: jax.Array) -> jax.Array:
 
     It is as private as the batches' key, and independent of that of the noise.
     """
-    return jax.random.fold_in(key, _FOR_LOSSES)
-
-
-class Layout(Protocol):
-    """How a model is put together from its parameters. Hashable, equal if it does the same."""
-
-    def build(self, params: Any, kept: tuple[jax.Array, ...], key: Any) -> Any:
-        """What `loss_fn` gets.
-
-        Args:
-          params: the pytree of parameters.
-          kept: the model's other arrays that stay as they are.
-          key: for random keys in the model.
-        """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class AsGiven:
-    """The layout of models that are their own pytree of parameters."""
-
-    def build(self, params: Any, kept: tuple[jax.Array, ...], key: Any) -> Any:
-        """The parameters."""
-        return params
+    return jax.random.fold_in(key, model_layouts.OTHER_USE)
 
 
 @functools.partial(
@@ -84,24 +59,23 @@ class Loss:
         cls,
         function: Callable[..., Any],
         split: leaf_split.Split,
-        layout: Layout | None = None,
-        kept: tuple[jax.Array, ...] = (),
+        form: ModelForm | None = None,
     ) -> "Loss":
-        """The loss of a split model; of one that is its own pytree if there is no layout."""
-        layout = AsGiven() if layout is None else layout
+        """The loss of a split model; of one that is its own pytree if there is no form."""
+        layout = model_layouts.AsGiven() if form is None else form.layout
+        kept = () if form is None else form.kept
         frozen = tuple(
             leaf for leaf, flag in zip(split.leaves, split.is_frozen, strict=True) if flag
         )
         return cls(_hashable(function), split.treedef, tuple(split.is_frozen), layout, frozen, kept)
 
-    def model(self, trainable: Any, key: Any) -> Any:
-        """What `function` gets as its first argument."""
+    def result(
+        self, trainable: Any, batch: Any, key: Any, blanks: dict[str, jax.Array] | None = None
+    ) -> Any:
+        """What `function` returns; `blanks` are as for `Layout.build`."""
         params = leaf_split.merge(self.treedef, self.is_frozen, self.frozen, trainable)
-        return self.layout.build(params, self.kept, key)
-
-    def result(self, trainable: Any, batch: Any, key: Any) -> Any:
-        """What `function` returns."""
-        return loss_functions.call(self.function, self.model(trainable, key), batch, key)
+        model = self.layout.build(params, self.kept, key, blanks)
+        return loss_functions.call(self.function, model, batch, key)
 
     def __call__(self, trainable: Any, batch: Any, key: Any) -> jax.Array:
         """The mean loss of the batch, one number of at least float32."""

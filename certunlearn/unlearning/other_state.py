@@ -10,40 +10,25 @@ from typing import Any
 import jax
 from chex import ArrayTree
 
-from certunlearn._numerics import batches, checks, recognition
+from certunlearn._numerics import batches, checks
 from certunlearn.unlearning import inputs
+from certunlearn.unlearning.model_forms import ModelForm
 
 
-def extract_params(model: Any, recompute_state: Callable[..., Any] | None) -> Any:
-    """The parameters of a model, if nothing else in it could remember.
-
-    Args:
-      model: a pytree of parameters; or a Flax Linen variable dict, a Flax `TrainState` or an NNX
-        module, whose parameters are taken. A `TrainState`'s optimizer state and step are left
-        behind, and so are random keys, which hold no trace of data.
-      recompute_state: how other state is recomputed, if there is any.
-
-    Returns:
-      The pytree of parameters that the loss function will receive: for a variable dict with other
-      collections and for a `TrainState` its `params`, for an NNX module its `nnx.Param` state.
+def check(form: ModelForm, recompute_state: Callable[..., Any] | None) -> None:
+    """Refuses a model that could remember data, unless its state is recomputed.
 
     Raises:
-      ValueError: if the model carries other state and `recompute_state` is None.
+      ValueError: naming the state.
     """
-    if recognition.is_variable_dict(model):
-        state = {name: value for name, value in model.items() if name != "params"}
-        _check("variable dict", state, recompute_state)
-        return model["params"]
-    extras = recognition.train_state_extras(model)
-    if extras is not None:
-        _check("TrainState", extras, recompute_state)
-        return extract_params(model.params, recompute_state)
-    parts = recognition.split_nnx_module(model)
-    if parts is not None:
-        params, state = parts
-        _check("NNX model", {"its variables": dict(state)}, recompute_state)
-        return params
-    return model
+    if form.seen and recompute_state is None:
+        raise ValueError(
+            f"params is a {form.kind} that carries state besides parameters "
+            f"({', '.join(form.seen)}), which remembers the forget set; pass "
+            "Options(recompute_state=f), where f(params, retain_data) recomputes it from the "
+            "released parameters (certunlearn.unlearning.recompute_statistics helps), or the model "
+            "without it if the released one needs none"
+        )
 
 
 def recompute_statistics(
@@ -95,16 +80,3 @@ def recompute_statistics(
             batch = jax.tree.map(lambda x: x[first : first + batch_size], retain_data)  # noqa: B023
             state = step(state, batch)
     return state
-
-
-def _check(kind: str, state: dict[str, Any], recompute_state: Callable[..., Any] | None) -> None:
-    is_key = recognition.is_any_prng_key
-    found = [name for name, value in state.items() if not all(map(is_key, jax.tree.leaves(value)))]
-    if found and recompute_state is None:
-        raise ValueError(
-            f"params is a {kind} that carries state besides parameters ({', '.join(found)}), "
-            "which remembers the forget set; pass Options(recompute_state=f), where "
-            "f(params, retain_data) recomputes it from the released parameters "
-            "(certunlearn.unlearning.recompute_statistics helps), or the model without it if the "
-            "released one needs none (a dynamic loss scale, say)"
-        )

@@ -12,6 +12,7 @@ from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.leaf_split import Split
+from certunlearn.unlearning.model_forms import ModelForm
 from certunlearn.unlearning.run_options import Options
 from certunlearn.unlearning.solving import Solved
 
@@ -88,7 +89,8 @@ class Prepared:
       epsilon: what the noise was calibrated to, or None.
       accountant: which is asked, or None for the best.
       options: what else was asked for.
-      split: the parameters, and which of them are frozen.
+      form: the model as it was given, taken apart.
+      split: its parameters, and which of them are frozen.
       examples: the retain data.
       first: noisy steps that were run before.
       stop: noisy steps after which to stop.
@@ -110,6 +112,7 @@ class Prepared:
     epsilon: float | None
     accountant: str | None
     options: Options
+    form: ModelForm
     split: Split
     examples: Examples
     first: int

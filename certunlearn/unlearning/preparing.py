@@ -9,7 +9,7 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
-from certunlearn._numerics import batches, checks, files, loss_functions, trees
+from certunlearn._numerics import batches, checks, files, loss_functions, model_trees, trees
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
@@ -19,6 +19,7 @@ from certunlearn.unlearning import (
     compiled_steps,
     inputs,
     leaf_split,
+    model_forms,
     other_state,
     rehearsal,
     resuming,
@@ -61,7 +62,7 @@ def prepare(
 
     Args:
       loss_fn: this and all other arguments as for `unlearn`.
-      params: the trained parameters.
+      params: the trained model.
       retain_data: the examples to keep.
       mechanism: what the noisy steps do.
       delta: the certificate's delta.
@@ -94,8 +95,9 @@ def prepare(
     if more.resume is not None and key is not None:
         raise ValueError("key must be None with resume: the saved state carries the keys")
     delta = mechanisms.checked_delta(mechanism, delta)
-    given = other_state.extract_params(params, more.recompute_state)
-    split = _split(given, more.frozen)
+    form = model_forms.form_of(params)
+    other_state.check(form, more.recompute_state)
+    split = _split(form.params, form.flags(more.frozen))
     examples = _examples(retain_data, batch_size, mechanism, more)
     mechanism.check_run(
         PlannedRun(
@@ -109,13 +111,16 @@ def prepare(
     if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
         raise ValueError("; ".join(problems))
     stop = _stop(mechanism, more)
-    center = None if center is None else inputs.arrays("center", center)
+    if center is not None:
+        center = inputs.arrays("center", model_trees.parameters(center))
     if mechanism.exact:  # which trains from the centre: of the trained model it gets the structure
         split = split.replaced("center", center)
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    _try_losses(loss_fn, None if tuning is None else tuning.loss_fn, split, examples)
+    loss = Loss.of(loss_fn, split, form)
+    later = None if tuning_loss is None else Loss.of(tuning_loss, split, form)
+    _try_losses(loss, later, split, examples)
     keys, key_source = _keys(key, more.resume)
     plan = functools.cache(lambda: _plan(mechanism, scale, split, examples, center))
     with solving.precision(mechanism):
@@ -125,7 +130,7 @@ def prepare(
         carry = _carry(mechanism, start, tx)
         if more.resume is not None:
             carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
-        noisy = _noisy_steps(loss_fn, split, tx, mechanism, examples, keys, carry, more)
+        noisy = _noisy_steps(loss, tx, mechanism, examples, keys, carry, more)
     return Prepared(
         mechanism=mechanism,
         noise_scale=scale,
@@ -133,6 +138,7 @@ def prepare(
         epsilon=epsilon,
         accountant=accountant,
         options=more,
+        form=form,
         split=split,
         examples=examples,
         first=0 if more.resume is None else more.resume.step,
@@ -142,9 +148,9 @@ def prepare(
         start=Start(carry),
         solve=_solver(mechanism, loss_fn, split, retain_data, more),
         noisy=noisy,
-        tuning=_tuning(tuning, tuning_loss, split, examples, keys, start),
+        tuning=_tuning(tuning, later, examples, keys, start),
         plan=plan,
-        trained_digest=files.params_digest(given),
+        trained_digest=files.params_digest(form.params),
         start_digest=files.params_digest(split.merge(start)),
     )
 
@@ -276,15 +282,14 @@ def _noise_scale(
 
 
 def _try_losses(
-    loss_fn: LossFn, tuning_loss: LossFn | None, split: leaf_split.Split, examples: Examples
+    loss: Loss, tuning_loss: Loss | None, split: leaf_split.Split, examples: Examples
 ) -> None:
     one_by_one = examples.per_example or examples.sampled
     size = 1 if one_by_one else examples.batch_size
     data, trainable = examples.data, split.trainable
-    rehearsal.check_loss("loss_fn", Loss.of(loss_fn, split), trainable, data, size)
+    rehearsal.check_loss("loss_fn", loss, trainable, data, size)
     if tuning_loss is not None:
-        loss = Loss.of(tuning_loss, split)
-        rehearsal.check_loss("finetune loss_fn", loss, trainable, data, examples.batch_size)
+        rehearsal.check_loss("finetune loss_fn", tuning_loss, trainable, data, examples.batch_size)
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:
@@ -336,8 +341,7 @@ def _resumed(
 
 
 def _noisy_steps(
-    loss_fn: LossFn,
-    split: leaf_split.Split,
+    loss: Loss,
     tx: optax.GradientTransformation | None,
     mechanism: Mechanism,
     examples: Examples,
@@ -351,7 +355,7 @@ def _noisy_steps(
     if mechanism.solve_to is not None:
         return compiled_steps.noise_alone(tx)
     noisy = compiled_steps.noisy_steps(
-        Loss.of(loss_fn, split),
+        loss,
         tx,
         mechanism,
         examples.batch_size,
@@ -366,16 +370,14 @@ def _noisy_steps(
 
 def _tuning(
     tuning: Finetune | None,
-    loss_fn: LossFn | None,
-    split: leaf_split.Split,
+    loss: Loss | None,
     examples: Examples,
     keys: keys_lib.Keys,
     start: ArrayTree,
 ) -> Tuning | None:
     """The compiled noiseless step, tried by its shapes."""
-    if tuning is None or loss_fn is None:
+    if tuning is None or loss is None:
         return None
-    loss = Loss.of(loss_fn, split)
     one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size, keys.finetune)
     order, *_ = _first_call(examples, keys)
     rehearsal.try_noiseless_step(one, tuning.optimizer, start, examples.data, order)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import ArrayTree
+from jax.interpreters import partial_eval
 
 from certunlearn._numerics import loss_functions
 from certunlearn.unlearning.compiled_steps import Carry
@@ -33,6 +34,27 @@ def check_loss(name: str, loss: Loss, params: ArrayTree, data: ArrayTree, size: 
         raise
     if found[0] is not None:
         raise TypeError(f"{name} must return one real number, the mean loss of a batch: {found[0]}")
+    used = _state_used(loss, params, batch)
+    if used:
+        raise ValueError(
+            f"{name} must not use what the model remembers of its training ({', '.join(used)}), "
+            "which is left out of it: put the model into training mode (model.train()), where it "
+            "computes its statistics from the batch; what is a constant, make a frozen nnx.Param"
+        )
+
+
+def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
+    """Names of the model's other state on which the loss depends."""
+    blanks = loss.layout.blanks
+    if not blanks:
+        return []
+
+    def value(blanks: dict[str, jax.Array], params: Any, batch: Any, key: Any) -> jax.Array:
+        return loss_functions.scalar(loss.result(params, batch, key, blanks), batch)
+
+    program = jax.make_jaxpr(value)(blanks, params, batch, jax.random.key(0))
+    _, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
+    return [name for name, needed in zip(sorted(blanks), used, strict=False) if needed]
 
 
 def try_noisy_steps(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from chex import ArrayTree
 
+from certunlearn._numerics import random_keys as keys_lib
 from certunlearn.certificates import Certificate, issuing
 from certunlearn.unlearning import interrupts, running, solving
 from certunlearn.unlearning.finetuning import Finetuned
@@ -16,13 +17,20 @@ from certunlearn.unlearning.prepared_run import Prepared
 from certunlearn.unlearning.private_history import PrivateHistory
 from certunlearn.unlearning.running import Noisy
 
+# What `recompute_state` returned if it raised.
+_FAILED = object()
+# Epochs are folded into the same key, and never reach this number.
+_FOR_MODELS = np.uint32(2**32 - 2)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class UnlearningResult:
     """What `unlearn` returns.
 
     Attributes:
-      params: the released parameters, structured like those that were passed.
+      params: the released parameters, in what was passed: a pytree, a module, or a `TrainState` at
+        step 0 with a fresh optimizer state. Of a variable dict with other collections the
+        parameters alone.
       certificate: the public record of what was done and what it guarantees.
       history: the operator's **private** record; it must not leave with the model.
       model_state: what `recompute_state` returned; None if there was none, or if it failed, which
@@ -102,15 +110,24 @@ def _released(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> 
         forget_size=prepared.options.forget_size,
         finetune_steps=0 if finetuned is None else len(finetuned.losses),
     )
-    recompute, remade = prepared.options.recompute_state, None
-    if recompute is not None:
-        remade = _recomputed(recompute, released, prepared.examples.data)
+    form, remade = prepared.form, None
+    if prepared.options.recompute_state is not None:
+        view = form.view(released)
+        remade = _recomputed(prepared.options.recompute_state, view, prepared.examples.data)
+        remade = None if remade is _FAILED else form.state_of(remade, view)
     return UnlearningResult(
-        params=released,
+        params=form.rebuilt(released, remade, _model_key(prepared)),
         certificate=certificate,
         history=_history(prepared, noisy, finetuned),
         model_state=remade,
     )
+
+
+def _model_key(prepared: Prepared) -> jax.Array:
+    """Where random keys of the released model come from: of no secret, if there is one."""
+    if prepared.key_source == keys_lib.FROM_CALLER:
+        return jax.random.fold_in(prepared.keys.finetune, _FOR_MODELS)
+    return keys_lib.system_keys().data
 
 
 def _history(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> PrivateHistory:
@@ -136,15 +153,18 @@ def _history(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> P
 
 def _before_noise(prepared: Prepared, noisy: Noisy) -> ArrayTree | None:
     """The last parameters without their noise, if there is but one."""
+    key = _model_key(prepared)
     if noisy.solved is not None:
-        return noisy.solved.params
+        return prepared.form.rebuilt(noisy.solved.params, None, key)
     with solving.precision(prepared.mechanism):
         found = prepared.mechanism.before_noise(prepared.noise_scale, *noisy.carry)
-    return None if found is None else prepared.split.merge(found)
+    if found is None:
+        return None
+    return prepared.form.rebuilt(prepared.split.merge(found), None, key)
 
 
 def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data: Any) -> Any:
-    """What `recompute_state` returns; if it fails, a warning, for the unlearning is done."""
+    """What `recompute_state` returns, or `_FAILED` and a warning, for the unlearning is done."""
     try:
         return recompute_state(released, data)
     except Exception as error:
@@ -153,4 +173,4 @@ def _recomputed(recompute_state: Callable[[Any, Any], Any], released: Any, data:
             "result.params before the model is used: the certificate stands",
             stacklevel=5,
         )
-        return None
+        return _FAILED

@@ -63,19 +63,21 @@ class Options:
       before_clip: Optax transform ahead of the clip, such as `optax.scale_by_adam()`; needs a
         mechanism with `memoryless=False`. Its state starts fresh and is discarded. It gets what
         fine-tuning optimizers get.
-      frozen: pytree of bools structured like `params`, True where a leaf stays as it is. Frozen
-        leaves are outside the guarantee and must not depend on the forget set.
+      frozen: pytree of bools structured like `params`, True where a leaf stays as it is; one bool
+        may stand for all leaves below it. Of an NNX module it is structured like `nnx.state(model,
+        nnx.Param)`. Frozen leaves are outside the guarantee and must not depend on the forget set.
       forget_size: number of forget examples, for the record.
       recompute_state: `recompute_state(params, retain_data)` makes the model state other than
-        parameters anew from the released parameters; see `recompute_statistics`.
+        parameters anew from the released parameters; see `recompute_statistics`. It gets what
+        `loss_fn` gets: of an NNX module a new one, which it may change in place or return.
       stop_after: run only so many of the noisy steps, certify those and return a resumable state.
         Fine-tuning is then left out. If the run is resumed, this stop's parameters must never
         leave: only one output of a run may.
       resume: `history.state` of a run of the same plan that was stopped early, or `state` of the
         exception that ended it. Data, centre and trained parameters must be the same, and are
         compared; losses and `before_clip` must be too, and cannot be.
-      evaluate: `evaluate(params) -> value`, called outside the compiled steps with the parameters
-        at step 0, every `evaluate_every` steps and at the end of each phase. Private.
+      evaluate: `evaluate(params) -> value`, called outside the compiled steps with what `loss_fn`
+        gets, at step 0, every `evaluate_every` steps and at the end of each phase. Private.
       evaluate_every: how often, in steps.
       solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
         to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,

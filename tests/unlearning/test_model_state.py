@@ -12,7 +12,14 @@ from flax.training.train_state import TrainState
 from loop_helpers import DATA, PARAMS, run, same
 
 import certunlearn as cu
-from certunlearn.unlearning import other_state
+from certunlearn.unlearning import model_forms, other_state
+
+
+def params_of(model):
+    """The parameters of a model that needs no recomputation."""
+    form = model_forms.form_of(model)
+    other_state.check(form, None)
+    return form.params
 
 
 class Normed(nn.Module):
@@ -60,13 +67,15 @@ def test_batch_statistics_are_refused_or_recomputed_from_the_released_parameters
             run(params=model, loss=loss)
         result = run(params=model, loss=loss, recompute_state=recompute)
         mean = result.model_state["BatchNorm_0"]["mean"]
-        expected = np.mean(DATA["x"] @ result.params["Dense_0"]["kernel"], axis=0)
-        expected += np.asarray(result.params["Dense_0"]["bias"])
+        released = result.params.params if model is state else result.params
+        expected = np.mean(DATA["x"] @ released["Dense_0"]["kernel"], axis=0)
+        expected += np.asarray(released["Dense_0"]["bias"])
         np.testing.assert_allclose(mean, expected, atol=0.35 * np.abs(expected).max() + 0.05)
         assert np.all(np.abs(mean) < 50)  # nothing of the stale statistics is left
         assert cu.verify(result.certificate, result.params)
+    assert same(result.params.batch_stats, result.model_state)
     bare = TrainState.create(apply_fn=net.apply, params=PARAMS, tx=optax.adam(0.1))
-    assert same(run(params=bare).params, run().params)
+    assert same(run(params=bare).params.params, run().params)
 
     class WithNorm(nnx.Module):
         def __init__(self, rngs):
@@ -86,8 +95,8 @@ def test_a_random_key_in_a_train_state_is_no_trace_of_data(key):
         dropout: jax.Array
 
     state = State.create(apply_fn=None, params=PARAMS, tx=optax.adam(0.1), dropout=key)
-    assert other_state.extract_params(state, None) is PARAMS
-    assert other_state.extract_params({"params": PARAMS, "rng": {"a": key}}, None) is PARAMS
+    assert params_of(state) is PARAMS
+    assert params_of({"params": PARAMS, "rng": {"a": key}}) is PARAMS
 
 
 def test_state_that_is_computed_from_data_is_no_random_key():
@@ -99,10 +108,10 @@ def test_state_that_is_computed_from_data_is_no_random_key():
     state = State.create(
         apply_fn=None, params=PARAMS, tx=optax.adam(0.1), scale=DynamicScale(), counts=counts
     )
-    with pytest.raises(ValueError, match=r"besides parameters \(scale, counts\)"):
-        other_state.extract_params(state, None)
-    without = state.replace(scale=None, counts=None)
-    assert other_state.extract_params(without, None) is PARAMS
+    with pytest.raises(ValueError, match=r"besides parameters \(counts\)"):
+        params_of(state)
+    without = state.replace(counts=None)
+    assert params_of(without) is PARAMS
 
 
 def test_an_nnx_model_with_keys_of_its_own_needs_no_recomputation():
@@ -112,7 +121,7 @@ def test_an_nnx_model_with_keys_of_its_own_needs_no_recomputation():
             self.dropout = nnx.Dropout(0.5, rngs=rngs)
             self.key = nnx.Variable(jax.random.key(1))
 
-    params = other_state.extract_params(Dropped(nnx.Rngs(0)), None)
+    params = params_of(Dropped(nnx.Rngs(0)))
     assert len(jax.tree.leaves(params)) == 2
 
 
