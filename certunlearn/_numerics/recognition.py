@@ -215,12 +215,20 @@ def nnx_of(model: object) -> Any:
 
 
 def holds_equinox_module(tree: object) -> bool:
-    """Whether it is a pytree with an Equinox module in it, or such a module."""
+    """Whether it is an Equinox module, or dicts, lists and tuples with one in them."""
     equinox = sys.modules.get("equinox")
     if equinox is None:
         return False
-    is_module = lambda node: isinstance(node, equinox.Module)  # noqa: E731
-    return any(map(is_module, jax.tree.leaves(tree, is_leaf=is_module)))
+    # Not by `jax.tree`: with `is_leaf` it breaks the interpreter on a tree that holds itself.
+    todo, seen = [tree], set()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, equinox.Module):
+            return True
+        if isinstance(node, dict | list | tuple) and id(node) not in seen:
+            seen.add(id(node))
+            todo.extend(node.values() if isinstance(node, dict) else node)
+    return False
 
 
 def is_inexact_array(leaf: object) -> bool:

@@ -74,8 +74,8 @@ def unlearn(
         or a schedule; epsilon then follows from it.
       key: None draws keys from the operating system. A given key makes the run reproducible, for
         experiments; the certificate records which.
-      center: the public centre, a model or parameters structured like `params`; zero if None. It must not depend on the
-        forget set. For `Retraining` it is the public start, and needed.
+      center: the public centre, a model or parameters structured like `params`; zero if None. It
+        must not depend on the forget set. For `Retraining` it is the public start, and needed.
       finetune: noiseless steps on retain data after the noisy ones: a `Finetune`, or the tuple
         (Optax optimizer, steps).
       accountant: see `certunlearn.epsilon`; None for the one that asks for the least noise.

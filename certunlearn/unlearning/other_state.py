@@ -12,15 +12,16 @@ from chex import ArrayTree
 
 from certunlearn._numerics import batches, checks
 from certunlearn.unlearning import inputs
-from certunlearn.unlearning.model_forms import ModelForm
+from certunlearn.unlearning.model_forms import ModelForm, form_of
 
 
-def check(form: ModelForm, recompute_state: Callable[..., Any] | None) -> None:
-    """Refuses a model that could remember data, unless its state is recomputed.
+def checked_form(model: Any, recompute_state: Callable[..., Any] | None) -> ModelForm:
+    """A model, taken apart, if nothing in it could remember data or that is recomputed.
 
     Raises:
-      ValueError: naming the state.
+      ValueError: naming the state that could.
     """
+    form = form_of(model)
     if form.seen and recompute_state is None:
         raise ValueError(
             f"params is a {form.kind} that carries state besides parameters "
@@ -29,6 +30,7 @@ def check(form: ModelForm, recompute_state: Callable[..., Any] | None) -> None:
             "released parameters (certunlearn.unlearning.recompute_statistics helps), or the model "
             "without it if the released one needs none"
         )
+    return form
 
 
 def recompute_statistics(

@@ -95,8 +95,7 @@ def prepare(
     if more.resume is not None and key is not None:
         raise ValueError("key must be None with resume: the saved state carries the keys")
     delta = mechanisms.checked_delta(mechanism, delta)
-    form = model_forms.form_of(params)
-    other_state.check(form, more.recompute_state)
+    form = other_state.checked_form(params, more.recompute_state)
     split = _split(form.params, form.flags(more.frozen))
     examples = _examples(retain_data, batch_size, mechanism, more)
     mechanism.check_run(
@@ -111,16 +110,13 @@ def prepare(
     if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
         raise ValueError("; ".join(problems))
     stop = _stop(mechanism, more)
-    if center is not None:
-        center = inputs.arrays("center", model_trees.parameters(center))
+    center = None if center is None else inputs.arrays("center", model_trees.parameters(center))
     if mechanism.exact:  # which trains from the centre: of the trained model it gets the structure
         split = split.replaced("center", center)
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    loss = Loss.of(loss_fn, split, form)
-    later = None if tuning_loss is None else Loss.of(tuning_loss, split, form)
-    _try_losses(loss, later, split, examples)
+    loss, later = _losses(loss_fn, tuning_loss, split, form, examples)
     keys, key_source = _keys(key, more.resume)
     plan = functools.cache(lambda: _plan(mechanism, scale, split, examples, center))
     with solving.precision(mechanism):
@@ -281,15 +277,24 @@ def _noise_scale(
     return checks.per_step("noise_scale", noise_scale, mechanism.steps)
 
 
-def _try_losses(
-    loss: Loss, tuning_loss: Loss | None, split: leaf_split.Split, examples: Examples
-) -> None:
+def _losses(
+    loss_fn: LossFn,
+    tuning_loss_fn: LossFn | None,
+    split: leaf_split.Split,
+    form: model_forms.ModelForm,
+    examples: Examples,
+) -> tuple[Loss, Loss | None]:
+    """The losses of the steps with noise and of those without, each tried."""
     one_by_one = examples.per_example or examples.sampled
     size = 1 if one_by_one else examples.batch_size
     data, trainable = examples.data, split.trainable
+    loss = Loss.of(loss_fn, split, form)
     rehearsal.check_loss("loss_fn", loss, trainable, data, size)
-    if tuning_loss is not None:
-        rehearsal.check_loss("finetune loss_fn", tuning_loss, trainable, data, examples.batch_size)
+    if tuning_loss_fn is None:
+        return loss, None
+    later = Loss.of(tuning_loss_fn, split, form)
+    rehearsal.check_loss("finetune loss_fn", later, trainable, data, examples.batch_size)
+    return loss, later
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:

@@ -12,14 +12,12 @@ from flax.training.train_state import TrainState
 from loop_helpers import DATA, PARAMS, run, same
 
 import certunlearn as cu
-from certunlearn.unlearning import model_forms, other_state
+from certunlearn.unlearning import other_state
 
 
 def params_of(model):
     """The parameters of a model that needs no recomputation."""
-    form = model_forms.form_of(model)
-    other_state.check(form, None)
-    return form.params
+    return other_state.checked_form(model, None).params
 
 
 class Normed(nn.Module):
