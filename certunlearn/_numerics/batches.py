@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,18 @@ def poisson_capacity(
     return -(-places // unit) * unit
 
 
+class Drawn(NamedTuple):
+    """A sample whose examples were fetched before the step.
+
+    Attributes:
+      examples: one for each place.
+      taken: bool, one for each place: False where it is empty.
+    """
+
+    examples: ArrayTree
+    taken: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoissonSampling:
     """Steps that take each example with the same chance, independently.
@@ -126,19 +139,31 @@ class PoissonSampling:
     def sample(
         self, data: ArrayTree, key: jax.Array, microbatch_size: int | None = None
     ) -> tuple[tuple[ArrayTree, jax.Array], float]:
-        """One step's sample.
+        """One step's sample, drawn from all examples; `Drawn` is one already.
 
         Returns:
           ((examples, taken), factor): an example for each place, a bool for each, and the number
           that their mean gradient (zero where not taken) must be multiplied by for the update. A
           sample with more examples than places is cut. Places left empty repeat the first example.
         """
-        size = data_size(data)
-        capacity = poisson_capacity(size, self.rate, self.deletions, microbatch_size)
+        if isinstance(data, Drawn):
+            return (data.examples, data.taken), data.taken.shape[0] / self.batch_size
+        places, taken = self.draw(data_size(data), key, microbatch_size)
+        drawn = Drawn(jax.tree.map(lambda x: x[places], data), taken)
+        return self.sample(drawn, key)
+
+    def places(self, size: int, microbatch_size: int | None = None) -> int:
+        """How many places there are for a sample of `size` examples."""
+        return poisson_capacity(size, self.rate, self.deletions, microbatch_size)
+
+    def draw(
+        self, size: int, key: jax.Array, microbatch_size: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """One step's sample, as (index of each place's example, whether the place is taken)."""
+        capacity = self.places(size, microbatch_size)
         # Uniform float32 numbers are multiples of 2^-23: a rate that is one has exactly its chance,
         # and a lower rate is as private.
         rounded = math.floor(self.rate * 2**23) / 2**23
         chosen = jax.random.uniform(key, (size,), jnp.float32) < rounded
         places = jnp.nonzero(chosen, size=capacity, fill_value=0)[0]
-        taken = jnp.arange(capacity) < jnp.sum(chosen)
-        return (jax.tree.map(lambda x: x[places], data), taken), capacity / self.batch_size
+        return places, jnp.arange(capacity) < jnp.sum(chosen)

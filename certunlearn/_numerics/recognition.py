@@ -96,6 +96,36 @@ class _Varying(Protocol):
     vma: Any
 
 
+@runtime_checkable
+class RandomAccess(Protocol):
+    """Examples with a length and an index: `source[i]` is a pytree of numbers or arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@runtime_checkable
+class BatchedAccess(Protocol):
+    """Examples of which several can be had at once, as PyTorch and Hugging Face name it."""
+
+    def __getitems__(self, keys: list[int], /) -> Any: ...
+
+
+@runtime_checkable
+class NumpyDataset(Protocol):
+    """What `tf.data.Dataset` has."""
+
+    def as_numpy_iterator(self) -> Any: ...
+
+
+@runtime_checkable
+class _MadeArray(Protocol):
+    """What turns itself into an array: a data frame, say, whose index names columns."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
+
+
 # The fields of Flax's `TrainState` that hold no model state, or whose content is left behind.
 _TRAIN_STATE_FIELDS = ("step", "apply_fn", "params", "tx", "opt_state")
 
@@ -145,6 +175,34 @@ def varying_axes(value: ArrayTree) -> frozenset[str]:
 def is_array_like(value: object) -> TypeGuard[_ArrayLike]:
     """Whether NumPy can take it for an array that knows its own dtype and shape."""
     return isinstance(value, jax.Array | _ArrayLike)
+
+
+def is_leaf(value: object) -> bool:
+    """Whether JAX takes it for one leaf, and not for a container of others."""
+    leaves = jax.tree.leaves([value])
+    return len(leaves) == 1 and leaves[0] is value
+
+
+def is_random_access(value: object) -> TypeGuard[RandomAccess]:
+    """Whether it is a source of examples by index, and neither an array nor a container."""
+    if not is_leaf(value) or is_array_or_text(value) or isinstance(value, type | Mapping):
+        return False
+    return isinstance(value, RandomAccess)
+
+
+def is_array_or_text(value: object) -> bool:
+    """Whether its items are no examples: those of arrays, data frames, sparse matrices, texts."""
+    return isinstance(value, jax.Array | _Shaped | _MadeArray | str | bytes | bytearray)
+
+
+def is_batched_access(value: object) -> TypeGuard[BatchedAccess]:
+    """Whether several examples can be had at once."""
+    return isinstance(value, BatchedAccess)
+
+
+def is_numpy_dataset(value: object) -> TypeGuard[NumpyDataset]:
+    """Whether it is a `tf.data.Dataset`, or iterates over NumPy's arrays by the same name."""
+    return isinstance(value, NumpyDataset)
 
 
 def is_jax_sparse(value: object) -> bool:

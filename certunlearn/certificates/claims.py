@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from certunlearn import accounting
 from certunlearn._numerics import checks
+from certunlearn.certificates import record_format
 from certunlearn.certificates.record import Certificate
 from certunlearn.mechanisms import MECHANISMS, Mechanism, records, sentences
 
@@ -49,6 +50,34 @@ def basis_of(mechanism: Mechanism) -> Basis:
             "that is not certunlearn's is derived from them"
         )
     return _stated(name, records.separations_to_record(stated))
+
+
+def with_stream(basis: Basis) -> list[str]:
+    """The assumptions of a run whose batches came from a stream.
+
+    Raises:
+      ValueError: if the mechanism's steps draw samples, which no stream does, or are functions of
+        sums.
+    """
+    if not _takes_batches(basis.planned):
+        raise ValueError(
+            f"streamed must be False for {type(basis.planned).__name__}, which takes no batches"
+        )
+    return [*basis.assumptions, sentences.STREAMED]
+
+
+def are_assumptions(certificate: Certificate, basis: Basis) -> bool:
+    """Whether the recorded assumptions are those of the mechanism, with a stream or without."""
+    if certificate.assumptions == list(basis.assumptions):
+        return True
+    # Formats before the fourth knew no streams.
+    said = certificate.schema == record_format.SCHEMA and _takes_batches(basis.planned)
+    return said and certificate.assumptions == [*basis.assumptions, sentences.STREAMED]
+
+
+def _takes_batches(planned: Mechanism) -> bool:
+    """Whether steps take batches: no samples of their own, and no sums."""
+    return planned.poisson_sampling() is None and not planned.of_sums
 
 
 def basis_in(certificate: Certificate) -> Basis:

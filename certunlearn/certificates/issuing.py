@@ -39,6 +39,7 @@ def certify(
     retain_size: int | None = None,
     forget_size: int | None = None,
     finetune_steps: int = 0,
+    streamed: bool = False,
 ) -> Certificate:
     """Issues the certificate of a run, for `unlearn` and for hand-written loops.
 
@@ -67,6 +68,8 @@ def certify(
       retain_size: number of retain examples; None for `DPSGD`, where it is private.
       forget_size: number of forget examples.
       finetune_steps: noiseless steps after the noisy ones.
+      streamed: whether batches were drawn by other means than the run's keys, as by a loader. The
+        certificate then has one more assumption: that they did not depend on the data.
 
     Raises:
       TypeError: if an argument is not of the right kind.
@@ -98,6 +101,7 @@ def certify(
         retain_size=retain_size,
         forget_size=forget_size,
         finetune_steps=finetune_steps,
+        streamed=streamed,
     )
 
 
@@ -116,6 +120,7 @@ def issue(
     retain_size: int | None,
     forget_size: int | None,
     finetune_steps: int,
+    streamed: bool = False,
     sums_digest: str | None = None,
 ) -> Certificate:
     """`certify` for every mechanism; `sums_digest` is that of a head's sums."""
@@ -126,6 +131,7 @@ def issue(
     tuned = checks.optional_count("finetune_steps", finetune_steps) or 0
     checks.choice("key_source", key_source, record_format.KEY_SOURCES)
     basis = claims.basis_of(mechanism)
+    assumptions = claims.with_stream(basis) if streamed else list(basis.assumptions)
     accountant = claims.check_accountant(accountant)
     frozen = covered_leaves.paths(frozen)
     contradictions = mechanism.size_problems(retain_size, forget_size)
@@ -155,7 +161,7 @@ def issue(
         "evidence": evidence,
         "separations": basis.separations,
         "coverage": covered_leaves.record(params, frozen),
-        "assumptions": list(basis.assumptions),
+        "assumptions": assumptions,
         "key_source": key_source,
         "versions": _versions(),
         "retain_size": retain_size,

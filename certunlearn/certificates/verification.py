@@ -128,11 +128,12 @@ def _class_problems(certificate: Certificate, kinds: Sequence[type[Mechanism]]) 
 def _claim_problems(certificate: Certificate) -> list[str]:
     """What is wrong with the claim: the first problem found."""
     try:
-        planned, _, assumptions = claims.basis_in(certificate)
+        basis = claims.basis_in(certificate)
+        planned = basis.planned
         run = planned.first(certificate.steps_run)
         scale = checked_noise(planned, certificate.noise_scale)
         run_scale = claims.first_steps(scale, certificate.steps_run)
-        if certificate.assumptions != list(assumptions):
+        if not claims.are_assumptions(certificate, basis):
             return ["the assumptions are not those of the mechanism"]
         problems = planned.size_problems(certificate.retain_size, certificate.forget_size)
         if problems:

@@ -13,6 +13,7 @@ from chex import ArrayTree
 from certunlearn.demo import membership
 from certunlearn.demo.data import Examples
 from certunlearn.unlearning import compiled_steps as steps_lib
+from certunlearn.unlearning import data_feeds
 from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.model_loss import Loss
 
@@ -69,11 +70,9 @@ def train(
     """Trains without noise, in the loop that `unlearn` fine-tunes with."""
     loss = Loss.of(functools.partial(mean_loss, net), Split.make(params))
     one = steps_lib.noiseless_step(loss, optimizer, batch_size, key)
-    on_device = jax.tree.map(jnp.asarray, data)
-    size = len(data["y"])
-    for trained, _ in steps_lib.finetuning_steps(
-        one, optimizer, params, steps, key, on_device, size, batch_size
-    ):
+    planned = data_feeds.Steps(key=key, batch_size=batch_size, first=0, stop=steps)
+    calls = data_feeds.feed_of(data).calls(planned)
+    for trained, _ in steps_lib.finetuning_steps(one, optimizer, params, calls):
         params = trained
         advance(1)
     return params

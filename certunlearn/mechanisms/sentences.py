@@ -68,6 +68,12 @@ DOWNSTREAM = (
     "After a deletion everything that was computed from an earlier release, such as fine-tuned "
     "models, shards and checkpoints, is redone from this one: nothing of it is kept."
 )
+# Of data that comes in batches of somebody else's making.
+STREAMED = (
+    "Batches came from a stream of the issuer's: which example was in which batch was decided by "
+    "keys and sizes alone, not by looking at the data, the forget set or the model; no batch held "
+    "a forgotten example, and those of an epoch hold each retained example at most once."
+)
 # Of methods of the user's own.
 STATED_SEPARATIONS = (
     "Every update, before its noise, brings points that are r apart to points at most "

@@ -5,6 +5,7 @@
 """
 
 from certunlearn._numerics.random_keys import Keys, system_keys
+from certunlearn.unlearning.data_streams import Stream
 from certunlearn.unlearning.finetuning import Finetuned, run_finetuning
 from certunlearn.unlearning.interrupts import UnlearningFailed, UnlearningInterrupted
 from certunlearn.unlearning.loop import unlearn
@@ -29,6 +30,7 @@ __all__ = [
     "Options",
     "Prepared",
     "PrivateHistory",
+    "Stream",
     "UnlearningFailed",
     "UnlearningInterrupted",
     "UnlearningResult",

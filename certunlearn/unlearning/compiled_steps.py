@@ -1,7 +1,7 @@
 """The compiled steps: noisy ones in calls of one or many, and the noiseless ones after them."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import transforms
-from certunlearn._numerics import batches, random_keys
+from certunlearn._numerics import random_keys
 from certunlearn.mechanisms import Mechanism
 from certunlearn.transforms import gradients
 from certunlearn.unlearning import model_loss
@@ -27,6 +27,11 @@ _STEPS_PER_CALL = 32
 def rolled() -> bool:
     """Whether many steps go into one compiled call."""
     return jax.default_backend() != "cpu"
+
+
+def longest_call() -> int:
+    """Most steps in one compiled call."""
+    return _STEPS_PER_CALL if rolled() else 1
 
 
 class StepStats(NamedTuple):
@@ -146,38 +151,6 @@ def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, 
     return run
 
 
-def calls(
-    key: jax.Array,
-    size: int,
-    batch_size: int,
-    first: int,
-    stop: int,
-    pause_every: int | None,
-    sampling: bool = False,
-) -> Iterator[tuple[jax.Array, int, int, int]]:
-    """Cuts the steps first, ..., stop - 1 into compiled calls.
-
-    Yields:
-      (order of the epoch, number of the first batch in it, number of the first step, steps). No
-      call crosses an epoch's end or a multiple of `pause_every`. With `sampling` there are no
-      epochs, and the key's data takes the order's place.
-    """
-    longest = _STEPS_PER_CALL if rolled() else 1
-    per_epoch = stop if sampling else size // batch_size
-    step, epoch_drawn = first, -1
-    while step < stop:
-        epoch, position = divmod(step, per_epoch)
-        if sampling:
-            order = jax.random.key_data(key)
-        elif epoch != epoch_drawn:
-            order, epoch_drawn = batches.epoch_order(key, epoch, size), epoch
-        count = min(longest, stop - step, per_epoch - position)
-        if pause_every is not None:
-            count = min(count, pause_every - step % pause_every)
-        yield order, position, step, count
-        step += count
-
-
 def noiseless_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -216,19 +189,18 @@ def finetuning_steps(
     one: Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    steps: int,
-    key: jax.Array,
-    data: ArrayTree,
-    size: int,
-    batch_size: int,
+    calls: Iterable[tuple[ArrayTree, jax.Array, int, int, int]],
 ) -> Iterator[tuple[ArrayTree, jax.Array]]:
-    """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each."""
+    """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each.
+
+    Args:
+      one: see `noiseless_step`.
+      optimizer: of these steps.
+      params: where to start.
+      calls: of one step each; see `data_feeds.Call`.
+    """
     params, state = owned((params, optimizer.init(params)))
-    per_epoch = size // batch_size
-    for step in range(steps):
-        epoch, position = divmod(step, per_epoch)
-        if position == 0:
-            order = batches.epoch_order(key, epoch, size)
+    for data, order, position, step, _ in calls:
         params, state, loss = one(params, state, data, order, position, step)
         yield params, loss
 

@@ -1,5 +1,6 @@
 """The steps without noise that follow the noisy ones."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -78,26 +79,21 @@ def _finetuned(
     losses: list[jax.Array] = []
     tuning, examples = prepared.tuning, prepared.examples
     if tuning is not None and noisy.step == prepared.mechanism.steps:
-        steps = compiled_steps.finetuning_steps(
-            tuning.compiled,
-            tuning.optimizer,
-            trainable,
-            tuning.steps,
-            prepared.keys.finetune,
-            examples.data,
-            examples.size,
-            examples.batch_size,
-        )
-        for number in range(tuning.steps):
-            if interrupted():  # fine-tuning is free, so stopping it is too
-                warnings.warn(
-                    f"interrupted: {number} of {tuning.steps} fine-tuning steps", stacklevel=4
-                )
-                break
-            trainable, loss = next(steps)
-            losses.append(loss)
-            advance(1)
-            evaluations.look(noisy.step + number + 1, trainable, number + 1 == tuning.steps)
+        planned = examples.noiseless(prepared.keys.finetune, tuning.steps, noisy.step)
+        with contextlib.closing(examples.feed.calls(planned)) as calls:
+            steps = compiled_steps.finetuning_steps(
+                tuning.compiled, tuning.optimizer, trainable, calls
+            )
+            for number in range(tuning.steps):
+                if interrupted():  # fine-tuning is free, so stopping it is too
+                    warnings.warn(
+                        f"interrupted: {number} of {tuning.steps} fine-tuning steps", stacklevel=4
+                    )
+                    break
+                trainable, loss = next(steps)
+                losses.append(loss)
+                advance(1)
+                evaluations.look(noisy.step + number + 1, trainable, number + 1 == tuning.steps)
         running.check_finite(trainable, f"{len(losses)} fine-tuning steps")
     return Finetuned(
         trainable=trainable, losses=losses, evaluations=evaluations.found, start=prepared.start

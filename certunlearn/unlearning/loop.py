@@ -16,6 +16,7 @@ from certunlearn.unlearning import (
     releasing,
     running,
 )
+from certunlearn.unlearning.data_feeds import RetainData
 from certunlearn.unlearning.releasing import UnlearningResult
 from certunlearn.unlearning.run_options import DEFAULTS, Finetune, LossFn, Options
 
@@ -23,7 +24,7 @@ from certunlearn.unlearning.run_options import DEFAULTS, Finetune, LossFn, Optio
 def unlearn(
     loss_fn: LossFn,
     params: ArrayTree,
-    retain_data: ArrayTree,
+    retain_data: RetainData,
     mechanism: Mechanism,
     *,
     delta: float | None = None,
@@ -63,7 +64,10 @@ def unlearn(
         of a new model; an Equinox module, where it gets a module with these arrays of floats, and
         all else as it was; or a Linen variable dict with other collections, of which it gets
         `params`, which is also what comes back.
-      retain_data: pytree of arrays with a common leading axis, all in memory; no forget data.
+      retain_data: no forget data. A pytree of arrays with a common leading axis, in memory; or a
+        source of examples, with `len(source)` and `source[i]` (a Grain `MapDataset`, a Hugging
+        Face `Dataset`, a PyTorch data set, a class of yours), from which the same batches are drawn
+        as from arrays; or a `Stream` of batches that are made elsewhere.
       mechanism: what the noisy steps do: any `Mechanism`, of this package or your own. With `DPSGD`
         this is the training itself, on all the data.
       delta: the certificate's delta; needed unless the mechanism is exact (0).
@@ -94,7 +98,7 @@ def unlearn(
         (naming step and batch), or the parameters are not finite after the noisy steps. Nothing
         is released.
       UnlearningFailed: if anything raises after the first noisy step: `evaluate`, fine-tuning,
-        memory running out. Its `state` can be resumed.
+        a source, a stream that ends early, memory running out. Its `state` can be resumed.
       UnlearningInterrupted: likewise, a KeyboardInterrupt, at a second Ctrl-C, or at the first one
         where nothing can be released yet.
 

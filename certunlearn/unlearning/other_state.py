@@ -11,7 +11,7 @@ import jax
 from chex import ArrayTree
 
 from certunlearn._numerics import batches, checks
-from certunlearn.unlearning import inputs
+from certunlearn.unlearning import data_feeds, inputs
 from certunlearn.unlearning.model_forms import ModelForm, form_of
 
 
@@ -36,7 +36,7 @@ def checked_form(model: Any, recompute_state: Callable[..., Any] | None) -> Mode
 def recompute_statistics(
     update: Callable[[Any, Any], Any],
     fresh_state: ArrayTree,
-    retain_data: ArrayTree,
+    retain_data: data_feeds.RetainData,
     *,
     batch_size: int,
     passes: int | None = None,
@@ -48,7 +48,7 @@ def recompute_statistics(
         parameters that returns the new statistics; compiled here.
       fresh_state: statistics as freshly initialised; never those of the original model or of the
         noisy phase.
-      retain_data: pytree of arrays with a common leading axis.
+      retain_data: as `unlearn` takes it. Of a `Stream` every pass reads epoch 0.
       batch_size: examples in a batch; batches are taken in order, a remainder is left out.
       passes: how often to go through the data; by default as often as 500 updates take, after
         which a moving average of momentum 0.99 keeps less than 1% of where it started.
@@ -71,14 +71,12 @@ def recompute_statistics(
     3.5000
     """
     inputs.function("update", update, "f(state, batch) -> state")
-    retain_data = inputs.arrays("retain_data", retain_data, keys=True)
-    size = batches.data_size(retain_data)
-    count = size // batches.check_batch_size(batch_size, size)
+    feed = data_feeds.feed_of(retain_data)
+    count = feed.size // batches.check_batch_size(batch_size, feed.size)
     passes = -(-500 // count) if passes is None else checks.positive_int("passes", passes)
     step = jax.jit(update)
     state = fresh_state
     for _ in range(passes):
-        for first in range(0, count * batch_size, batch_size):
-            batch = jax.tree.map(lambda x: x[first : first + batch_size], retain_data)  # noqa: B023
+        for batch in feed.in_order(batch_size):
             state = step(state, batch)
     return state

@@ -7,10 +7,13 @@ import jax
 import optax
 from chex import ArrayTree
 
-from certunlearn._numerics import checks
+from certunlearn._numerics import batches, checks
+from certunlearn._numerics.batches import PoissonSampling
 from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
+from certunlearn.unlearning import compiled_steps, data_feeds, inputs
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
+from certunlearn.unlearning.data_feeds import Feed, RetainData, Steps
 from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.model_forms import ModelForm
 from certunlearn.unlearning.run_options import Options
@@ -22,25 +25,89 @@ class Examples:
     """The retain data, and how steps take it. All but the numbers is private.
 
     Attributes:
-      data: pytree of JAX arrays with a common leading axis.
+      feed: the data, whatever its kind.
       size: number of examples.
       batch_size: examples in a batch.
       per_example: whether each example's gradient is clipped.
       microbatch_size: examples handled at a time, or None for all.
-      sampled: whether each step draws a sample of its own, as `DPSGD` does.
+      sampling: how each step draws a sample of its own, as with `DPSGD`; None for batches.
+      prefetch: batches that are made ahead, where they are not in memory.
     """
 
-    data: ArrayTree = dataclasses.field(repr=False)
+    feed: Feed = dataclasses.field(repr=False)
     size: int = dataclasses.field(repr=False)
     batch_size: int
     per_example: bool
     microbatch_size: int | None
-    sampled: bool
+    sampling: PoissonSampling | None
+    prefetch: int
+
+    @classmethod
+    def make(
+        cls, retain_data: RetainData, batch_size: int | None, mechanism: Mechanism, more: Options
+    ) -> "Examples":
+        """Looks at the data, whatever its kind, and at the sizes.
+
+        Raises:
+          TypeError: if the data is of no known kind, or a batch size is needed.
+          ValueError: if a size is out of range, or the mechanism cannot take such data.
+        """
+        name, feed = type(mechanism).__name__, data_feeds.feed_of(retain_data)
+        if batch_size is None:
+            batch_size = feed.batch_size if mechanism.solve_to is None else feed.size
+        if batch_size is None:
+            raise TypeError(f"batch_size must be given for {name}, got None")
+        batch_size = batches.check_batch_size(batch_size, feed.size)
+        if mechanism.solve_to is None and feed.batch_size not in (None, batch_size):
+            raise ValueError(
+                f"batch_size must be the stream's, {feed.batch_size}, got {batch_size}"
+            )
+        sampling = mechanism.poisson_sampling()
+        if feed.streamed and sampling is not None:
+            raise ValueError(
+                f"retain_data must be arrays or a source of examples by index for {name}, got a "
+                "stream: each step takes every example with a chance of its own"
+            )
+        one_by_one = more.per_example or sampling is not None
+        return cls(
+            feed=feed,
+            size=feed.size,
+            batch_size=batch_size,
+            per_example=more.per_example,
+            microbatch_size=inputs.microbatch(more.microbatch_size, one_by_one),
+            sampling=sampling,
+            prefetch=more.prefetch,
+        )
 
     @property
     def retain_size(self) -> int | None:
         """The number of examples where it may be published: not where steps draw samples."""
-        return None if self.sampled else self.size
+        return None if self.sampling is not None else self.size
+
+    def noisy(self, key: jax.Array, first: int, stop: int, pauses: tuple[int, ...] = ()) -> Steps:
+        """The noisy steps from one to another."""
+        return Steps(
+            key=key,
+            batch_size=self.batch_size,
+            first=first,
+            stop=stop,
+            pauses=pauses,
+            longest=compiled_steps.longest_call(),
+            sampling=self.sampling,
+            microbatch_size=self.microbatch_size,
+            prefetch=self.prefetch,
+        )
+
+    def noiseless(self, key: jax.Array, steps: int, offset: int) -> Steps:
+        """The steps of fine-tuning, after `offset` noisy ones."""
+        return Steps(
+            key=key,
+            batch_size=self.batch_size,
+            first=0,
+            stop=steps,
+            offset=offset,
+            prefetch=self.prefetch,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
-from certunlearn._numerics import batches, checks, files, loss_functions, model_trees, trees
+from certunlearn._numerics import checks, files, loss_functions, model_trees, trees
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
@@ -21,10 +21,12 @@ from certunlearn.unlearning import (
     leaf_split,
     model_forms,
     other_state,
+    periodic_saves,
     rehearsal,
     resuming,
     solving,
 )
+from certunlearn.unlearning.data_feeds import Feed, RetainData
 from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.prepared_run import Examples, Prepared, Start, Tuning
 from certunlearn.unlearning.private_history import UnlearningState
@@ -42,7 +44,7 @@ from certunlearn.unlearning.run_options import (
 def prepare(
     loss_fn: LossFn,
     params: ArrayTree,
-    retain_data: ArrayTree,
+    retain_data: RetainData,
     mechanism: Mechanism,
     *,
     delta: float | None = None,
@@ -63,7 +65,7 @@ def prepare(
     Args:
       loss_fn: this and all other arguments as for `unlearn`.
       params: the trained model.
-      retain_data: the examples to keep.
+      retain_data: the examples to keep: arrays, a source of examples, or a `Stream`.
       mechanism: what the noisy steps do.
       delta: the certificate's delta.
       batch_size: examples in a batch.
@@ -92,12 +94,11 @@ def prepare(
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
     tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
-    if more.resume is not None and key is not None:
-        raise ValueError("key must be None with resume: the saved state carries the keys")
+    _check_resumption(key, more)
     delta = mechanisms.checked_delta(mechanism, delta)
     form = other_state.checked_form(params, more.recompute_state)
     split = _split(form.params, form.flags(more.frozen))
-    examples = _examples(retain_data, batch_size, mechanism, more)
+    examples = Examples.make(retain_data, batch_size, mechanism, more)
     mechanism.check_run(
         PlannedRun(
             size=examples.size,
@@ -142,13 +143,20 @@ def prepare(
         keys=keys,
         key_source=key_source,
         start=Start(carry),
-        solve=_solver(mechanism, loss_fn, split, retain_data, more),
+        solve=_solver(mechanism, loss_fn, split, examples.feed, more),
         noisy=noisy,
         tuning=_tuning(tuning, later, examples, keys, start),
         plan=plan,
         trained_digest=files.params_digest(form.params),
         start_digest=files.params_digest(split.merge(start)),
     )
+
+
+def _check_resumption(key: jax.Array | None, more: Options) -> None:
+    """Refuses keys besides those of a state, and to overwrite a state that is not resumed."""
+    if more.resume is not None and key is not None:
+        raise ValueError("key must be None with resume: the saved state carries the keys")
+    periodic_saves.check(more)
 
 
 def _stop(mechanism: Mechanism, more: Options) -> int:
@@ -191,13 +199,13 @@ def _carry(
 
 
 def _solver(
-    mechanism: Mechanism, loss_fn: LossFn, split: leaf_split.Split, data: ArrayTree, more: Options
+    mechanism: Mechanism, loss_fn: LossFn, split: leaf_split.Split, feed: Feed, more: Options
 ) -> Callable[[ArrayTree], solving.Solved] | None:
     """Minimises the objective on the data as they were given, in their own precision."""
     if mechanism.solve_to is None:
         return None
     with solving.precision(mechanism):
-        wide = inputs.arrays("retain_data", data, keys=True)
+        wide = feed.for_solvers()
 
     def solve(trainable: ArrayTree) -> solving.Solved:
         loss: Any = loss_fn  # a ConvexLoss, as has been checked
@@ -212,26 +220,6 @@ def _split(given: Any, frozen: ArrayTree | None) -> leaf_split.Split:
     trees.check_wide(split.by_name)
     trees.check_finite("params", split.by_name)
     return split
-
-
-def _examples(
-    retain_data: ArrayTree, batch_size: int | None, mechanism: Mechanism, more: Options
-) -> Examples:
-    data = inputs.arrays("retain_data", retain_data, keys=True)
-    size = batches.data_size(data)
-    if batch_size is None:
-        if mechanism.solve_to is None:
-            raise TypeError(f"batch_size must be given for {type(mechanism).__name__}, got None")
-        batch_size = size
-    sampled = mechanism.poisson_sampling() is not None
-    return Examples(
-        data=data,
-        size=size,
-        batch_size=batches.check_batch_size(batch_size, size),
-        per_example=more.per_example,
-        microbatch_size=inputs.microbatch(more.microbatch_size, more.per_example or sampled),
-        sampled=sampled,
-    )
 
 
 def _center(center: ArrayTree | None, split: leaf_split.Split) -> ArrayTree | None:
@@ -285,9 +273,9 @@ def _losses(
     examples: Examples,
 ) -> tuple[Loss, Loss | None]:
     """The losses of the steps with noise and of those without, each tried."""
-    one_by_one = examples.per_example or examples.sampled
+    one_by_one = examples.per_example or examples.sampling is not None
     size = 1 if one_by_one else examples.batch_size
-    data, trainable = examples.data, split.trainable
+    data, trainable = examples.feed.shapes, split.trainable
     loss = Loss.of(loss_fn, split, form)
     rehearsal.check_loss("loss_fn", loss, trainable, data, size)
     if tuning_loss_fn is None:
@@ -325,7 +313,7 @@ def _plan(
         },
         {
             "params": jax.tree.unflatten(split.treedef, split.leaves),
-            "retain_data": examples.data,
+            "retain_data": examples.feed.digested(),
             "center": center,
         },
     )
@@ -368,8 +356,8 @@ def _noisy_steps(
         examples.microbatch_size,
         keys.data,
     )
-    call = _first_call(examples, keys)
-    rehearsal.try_noisy_steps(noisy, carry, examples.data, call, more.before_clip is not None)
+    call = examples.feed.trial(examples.noisy(keys.data, 0, 1))
+    rehearsal.try_noisy_steps(noisy, carry, call, more.before_clip is not None)
     return noisy
 
 
@@ -384,12 +372,6 @@ def _tuning(
     if tuning is None or loss is None:
         return None
     one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size, keys.finetune)
-    order, *_ = _first_call(examples, keys)
-    rehearsal.try_noiseless_step(one, tuning.optimizer, start, examples.data, order)
+    call = examples.feed.trial(examples.noiseless(keys.finetune, tuning.steps, 0))
+    rehearsal.try_noiseless_step(one, tuning.optimizer, start, call)
     return Tuning(tuning.optimizer, tuning.steps, one)
-
-
-def _first_call(examples: Examples, keys: keys_lib.Keys) -> tuple[jax.Array, int, int, int]:
-    size, batch_size = examples.size, examples.batch_size
-    calls = compiled_steps.calls(keys.data, size, batch_size, 0, 1, None, examples.sampled)
-    return next(calls)

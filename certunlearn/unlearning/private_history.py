@@ -25,7 +25,8 @@ class UnlearningState(NamedTuple):
 
     Attributes:
       step: noisy steps already run.
-      leaves: parameters and optimizer state, NumPy arrays in tree order.
+      leaves: parameters and optimizer state in tree order: NumPy arrays, or JAX arrays that are
+        spread over devices.
       data_key: uint32 `[2]`, key of the batch order.
       finetune_key: uint32 `[2]`, key of the fine-tuning batches.
       key_source: how the keys were drawn.
@@ -34,7 +35,7 @@ class UnlearningState(NamedTuple):
     """
 
     step: int
-    leaves: tuple[np.ndarray, ...]
+    leaves: tuple[np.ndarray | jax.Array, ...]
     data_key: np.ndarray
     finetune_key: np.ndarray
     key_source: str
@@ -99,7 +100,7 @@ class PrivateHistory:
         Raises:
           ValueError: if the name does not say that the file is private.
         """
-        _check_private(path, ".private.json")
+        check_private(path, ".private.json")
         record = {
             "warning": "Private record of the operator: publishing it voids the certificate.",
             "losses": self.losses,
@@ -125,19 +126,25 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     Raises:
       ValueError: if the name does not end in `.private.npz`.
     """
-    _check_private(path, ".private.npz")
-    # NumPy's files know bfloat16 and its like by their size only: their bits go there, and names.
-    arrays = {f"leaf{i:06d}": _bits(leaf) for i, leaf in enumerate(state.leaves)}
-    about = {"step": state.step, "key_source": state.key_source, "plan": state.plan}
-    text = json.dumps(about | {"dtypes": [leaf.dtype.name for leaf in state.leaves]})
-    arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
-    arrays["about"] = np.asarray(text)
-    files.write_atomically(path, lambda file: archives.write(file, arrays), private=True)
+    write_state(path, state)
     warnings.warn(
         f"{os.fspath(path)} holds the noise key and a hidden iterate: keep it as secret as the "
         "trained model, never beside the released one, and delete it when the run is finished",
         stacklevel=2,
     )
+
+
+def write_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
+    """`save_state` without its warning."""
+    check_private(path, ".private.npz")
+    # NumPy's files know bfloat16 and its like by their size only: their bits go there, and names.
+    leaves = list(map(np.asarray, state.leaves))
+    arrays = {f"leaf{i:06d}": _bits(leaf) for i, leaf in enumerate(leaves)}
+    about = {"step": state.step, "key_source": state.key_source, "plan": state.plan}
+    text = json.dumps(about | {"dtypes": [leaf.dtype.name for leaf in leaves]})
+    arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
+    arrays["about"] = np.asarray(text)
+    files.write_atomically(path, lambda file: archives.write(file, arrays), private=True)
 
 
 def load_state(path: str | os.PathLike[str]) -> UnlearningState:
@@ -172,7 +179,8 @@ def _bits(leaf: np.ndarray) -> np.ndarray:
     return leaf.view(f"u{leaf.dtype.itemsize}") if foreign else leaf
 
 
-def _check_private(path: str | os.PathLike[str], ending: str) -> None:
+def check_private(path: str | os.PathLike[str], ending: str) -> None:
+    """Raises ValueError if a name does not say that what it is of is private."""
     if not Path(path).name.endswith(ending):
         raise ValueError(f"path must end in {ending!r}, for it is private; got {os.fspath(path)!r}")
 

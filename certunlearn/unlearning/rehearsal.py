@@ -60,8 +60,7 @@ def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
 def try_noisy_steps(
     run: Callable[..., Any],
     carry: Carry,
-    data: ArrayTree,
-    call: tuple[jax.Array, int, int, int],
+    call: tuple[ArrayTree, jax.Array, int, int, int],
     named: bool,
 ) -> None:
     """Traces the first call of the compiled noisy steps.
@@ -69,14 +68,13 @@ def try_noisy_steps(
     Args:
       run: see `compiled_steps.noisy_steps`.
       carry: parameters and optimizer state.
-      data: the examples.
-      call: what `compiled_steps.calls` yields.
+      call: see `data_feeds.Call`.
       named: whether there is a `before_clip`, which then is to blame.
 
     Raises:
       ValueError: if it fails because of `before_clip`.
     """
-    order, position, step, count = call
+    data, order, position, step, count = call
     try:
         jax.eval_shape(functools.partial(run, count=count), carry, data, order, position, step)
     except Exception as error:
@@ -90,14 +88,14 @@ def try_noiseless_step(
     one: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    data: ArrayTree,
-    order: jax.Array,
+    call: tuple[ArrayTree, jax.Array, int, int, int],
 ) -> None:
     """Traces the first two fine-tuning steps; see `compiled_steps.noiseless_step`.
 
     Raises:
       ValueError: if the optimizer cannot take these parameters, or changes their shapes.
     """
+    data, order, *_ = call
     try:
         state = optimizer.init(params)
         for _ in range(2):  # the second with the state that the first leaves

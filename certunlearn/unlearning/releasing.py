@@ -109,11 +109,12 @@ def _released(prepared: Prepared, noisy: Noisy, finetuned: Finetuned | None) -> 
         retain_size=prepared.examples.retain_size,
         forget_size=prepared.options.forget_size,
         finetune_steps=0 if finetuned is None else len(finetuned.losses),
+        streamed=prepared.examples.feed.streamed,
     )
     form, remade = prepared.form, None
     if prepared.options.recompute_state is not None:
         view = form.view(released)
-        remade = _recomputed(prepared.options.recompute_state, view, prepared.examples.data)
+        remade = _recomputed(prepared.options.recompute_state, view, prepared.examples.feed.given)
         remade = None if remade is _FAILED else form.state_of(remade, view)
     return UnlearningResult(
         params=form.rebuilt(released, remade, _model_key(prepared)),

@@ -1,5 +1,6 @@
 """A run's plan in digests, and its state between two steps, from which a stopped run goes on."""
 
+import functools
 import hashlib
 import json
 from typing import Any
@@ -27,34 +28,39 @@ def plan(settings: dict[str, Any], arrays: dict[str, ArrayTree | None]) -> dict[
         name: hashlib.sha256(json.dumps(value).encode()).hexdigest()
         for name, value in settings.items()
     }
-    return digests | {name: _digest(tree) for name, tree in arrays.items()}
+    return digests | {name: digest(tree) for name, tree in arrays.items()}
 
 
-def _digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """SHA-256 of a pytree's paths, dtypes, shapes and values; typed keys count as their words."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         host = np.asarray(_words(leaf))
         header = [jax.tree_util.keystr(path), str(host.dtype), list(host.shape)]
-        digest.update(json.dumps(header).encode())
-        digest.update(host.tobytes())
-    return digest.hexdigest()
+        found.update(json.dumps(header).encode())
+        found.update(host.tobytes())
+    return found.hexdigest()
 
 
-def snapshot(carry: ArrayTree) -> tuple[np.ndarray, ...] | None:
-    """Copies of parameters and optimizer state on the host; None if a failed step has lost them.
+def snapshot(carry: ArrayTree, on_host: bool = True) -> tuple[np.ndarray | jax.Array, ...] | None:
+    """Copies of parameters and optimizer state; None if a failed step has lost them.
 
     A compiled step overwrites its input, and what it leaves behind may be an error.
+
+    Args:
+      carry: parameters and optimizer state.
+      on_host: whether copies are NumPy arrays; else they lie where the originals do.
     """
+    copied = np.array if on_host else functools.partial(jnp.array, copy=True)
     try:
-        return tuple(np.array(_words(leaf)) for leaf in jax.tree.leaves(carry))
+        return tuple(copied(_words(leaf)) for leaf in jax.tree.leaves(carry))
     except RuntimeError:
         return None
 
 
 def state(
     step: int,
-    leaves: tuple[np.ndarray, ...],
+    leaves: tuple[np.ndarray | jax.Array, ...],
     keys: keys_lib.Keys,
     key_source: str,
     plan: dict[str, str],
@@ -94,8 +100,15 @@ def _words(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if recognition.is_prng_key(leaf) else leaf
 
 
-def _like(leaf: Any, saved: np.ndarray) -> jax.Array:
-    """A copy, for the steps overwrite their input and the state may be used again."""
+def _like(leaf: Any, saved: np.ndarray | jax.Array) -> jax.Array:
+    """A copy, for the steps overwrite their input and the state may be used again.
+
+    It is spread over devices as the leaf is.
+    """
+    spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+    if spread and not recognition.is_prng_key(leaf):
+        host_or_spread = saved if isinstance(saved, jax.Array) else np.array(saved)
+        return jax.device_put(host_or_spread, leaf.sharding, may_alias=False)
     copy = jnp.array(saved, copy=True)
     if not recognition.is_prng_key(leaf):
         return copy

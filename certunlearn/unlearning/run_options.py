@@ -1,6 +1,7 @@
 """What a run may be asked for besides its mechanism, guarantee and data."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from chex import ArrayTree
 
 from certunlearn._numerics import checks, loss_functions
 from certunlearn.mechanisms import Mechanism, base
-from certunlearn.unlearning import inputs
+from certunlearn.unlearning import inputs, private_history
 from certunlearn.unlearning.private_history import UnlearningState
 
 # `loss_fn(params, batch)` or `loss_fn(params, batch, key)`, the mean loss of a batch, or one for
@@ -70,6 +71,8 @@ class Options:
       recompute_state: `recompute_state(params, retain_data)` makes the model state other than
         parameters anew from the released parameters; see `recompute_statistics`. It gets what
         `loss_fn` gets: of an NNX module a new one, which it may change in place or return.
+        `retain_data` is JAX arrays where it was given as arrays; a source or a `Stream` comes as it
+        is.
       stop_after: run only so many of the noisy steps, certify those and return a resumable state.
         Fine-tuning is then left out. If the run is resumed, this stop's parameters must never
         leave: only one output of a run may.
@@ -79,9 +82,18 @@ class Options:
       evaluate: `evaluate(params) -> value`, called outside the compiled steps with what `loss_fn`
         gets, at step 0, every `evaluate_every` steps and at the end of each phase. Private.
       evaluate_every: how often, in steps.
+      save_every: save the state of the run after every so many noisy steps, and after the last.
+        Needs
+      save_to: where: the name of a file, which must end in `.private.npz` and is replaced whole, or
+        a function `save_to(state)`, such as `orbax_checkpoints.Saver(folder)`. A process that is
+        killed loses the steps since: `resume=load_state(save_to)` takes them again. See the
+        guarantee.
+      prefetch: of sources and streams: how many batches a thread makes ahead. 0 makes each when it
+        is needed, in the thread of the caller. Batches are the same.
       solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
         to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
-        within `jax.enable_x64(True)`. None is `solvers.minimize`.
+        within `jax.enable_x64(True)`, and of a source or a `Stream` a function that starts a pass
+        over batches. None is `solvers.minimize`.
       gradient_allowance: for `PerturbedMinimizer` with the loss of a linearised network:
         `allowance` of `solvers.minimize`, what rounding may hide of its gradient. The certificate
         rests on it.
@@ -89,6 +101,13 @@ class Options:
     Raises:
       TypeError: if an argument is not of the right kind.
       ValueError: if a number is out of range.
+
+    Guarantee:
+      None by itself. A resumed run takes the steps after the last save again, with the same keys
+      and batches, so with the same noise on the same gradients: it computes the same numbers a
+      second time, of which nothing had left. No noise is added to anything else. For that, data and
+      settings must be the same; they are compared by their digests (of a source, by its length and
+      some examples; of a stream, by its sizes and first batch).
 
     >>> Options(per_example=True, microbatch_size=16).evaluate_every
     10
@@ -104,6 +123,9 @@ class Options:
     resume: UnlearningState | None = None
     evaluate: Callable[[Any], Any] | None = None
     evaluate_every: int = 10
+    save_every: int | None = None
+    save_to: str | os.PathLike[str] | Callable[[UnlearningState], object] | None = None
+    prefetch: int = 2
     solver: Callable[[Any, Any, Any, float], Any] | None = None
     gradient_allowance: float | None = None
 
@@ -125,8 +147,19 @@ class Options:
             "per_example": inputs.flag("per_example", self.per_example),
             "evaluate_every": checks.positive_int("evaluate_every", self.evaluate_every),
             "forget_size": checks.optional_count("forget_size", self.forget_size),
+            "prefetch": checks.optional_count("prefetch", self.prefetch) or 0,
         }
+        if (self.save_every is None) != (self.save_to is None):
+            raise ValueError(
+                f"save_every and save_to must be given together, got save_every={self.save_every!r}"
+            )
+        if self.saves_to_file:
+            assert isinstance(self.save_to, str | os.PathLike)
+            private_history.check_private(self.save_to, ".private.npz")
+        else:
+            inputs.function("save_to", self.save_to, "a path, or f(state)", True)
         for name, value in (
+            ("save_every", self.save_every),
             ("microbatch_size", self.microbatch_size),
             ("stop_after", self.stop_after),
         ):
@@ -137,6 +170,17 @@ class Options:
             object.__setattr__(self, "gradient_allowance", allowance)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def saves_to_file(self) -> bool:
+        """Whether states are saved to one file."""
+        return isinstance(self.save_to, str | os.PathLike)
+
+    @property
+    def pauses(self) -> tuple[int, ...]:
+        """No compiled call may go beyond a multiple of any of these."""
+        asked = (self.save_every, None if self.evaluate is None else self.evaluate_every)
+        return tuple(every for every in asked if every is not None)
 
 
 DEFAULTS = Options()

@@ -1,8 +1,9 @@
 """The noisy steps of a run, each checked before anything can leave."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import numpy as np
 from chex import ArrayTree
 
 from certunlearn.mechanisms import rounding
-from certunlearn.unlearning import compiled_steps, interrupts, resuming, solving
+from certunlearn.unlearning import interrupts, periodic_saves, resuming, solving
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
+from certunlearn.unlearning.data_feeds import Call
 from certunlearn.unlearning.evaluating import Evaluations
 from certunlearn.unlearning.prepared_run import Prepared, Start
 from certunlearn.unlearning.private_history import UnlearningState
@@ -98,21 +100,22 @@ def run_noisy_steps(
             if interrupted():
                 raise KeyboardInterrupt(_UNNOISED)
             here = (0, (solving.as_wide(solved.params), here[1][1]))
-        for call in _calls(prepared):
-            order, position, step, count = call
-            assert prepared.noisy is not None
-            carry, stats = prepared.noisy(
-                here[1], prepared.examples.data, order, position, step, count=count
-            )
-            here = (step + count, carry)
-            broken = watch.problem(stats, step, position)
-            if broken is not None:
-                break
-            advance(count)
-            evaluations.look(here[0], carry[0], here[0] == prepared.stop)
-            if here[0] < prepared.stop and interrupted():
-                _stop(prepared, here[0])
-                break
+        with contextlib.closing(_calls(prepared)) as calls:
+            for data, order, position, step, count in calls:
+                assert prepared.noisy is not None
+                carry, stats = prepared.noisy(here[1], data, order, position, step, count=count)
+                here = (step + count, carry)
+                broken = watch.problem(stats, step)
+                if broken is not None:
+                    break
+                advance(count)
+                if periodic_saves.due(prepared, here[0]):
+                    saved = state_of(prepared, *here, on_host=prepared.options.saves_to_file)
+                    periodic_saves.save(prepared.options, saved)
+                evaluations.look(here[0], carry[0], here[0] == prepared.stop)
+                if here[0] < prepared.stop and interrupted():
+                    _stop(prepared, here[0])
+                    break
     if broken is not None:
         raise broken  # out here, for no state is worth keeping
     step, carry = here
@@ -139,18 +142,16 @@ _UNNOISED = (
 )
 
 
-def _calls(prepared: Prepared) -> Any:
+def _calls(prepared: Prepared) -> Generator[Call, None, None]:
     """The compiled calls that take the noisy steps."""
-    more, examples = prepared.options, prepared.examples
-    return compiled_steps.calls(
-        prepared.keys.data,
-        examples.size,
-        examples.batch_size,
-        prepared.first,
-        prepared.stop,
-        None if more.evaluate is None else more.evaluate_every,
-        examples.sampled,
+    examples = prepared.examples
+    if prepared.solve is not None:  # its steps are noise alone, and look at no data
+        none = jnp.zeros(0, jnp.int32)
+        return (Call((), none, 0, step, 1) for step in range(prepared.first, prepared.stop))
+    steps = examples.noisy(
+        prepared.keys.data, prepared.first, prepared.stop, prepared.options.pauses
     )
+    return examples.feed.calls(steps)
 
 
 class _Watch:
@@ -162,31 +163,30 @@ class _Watch:
         # The largest magnitude of each leaf so far.
         self._peaks = [np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(trainable)]
 
-    def problem(self, stats: StepStats, step: int, position: int) -> Exception | None:
+    def problem(self, stats: StepStats, step: int) -> Exception | None:
         """Why the steps of a call are not what the mechanism certifies, or None.
 
         Args:
           stats: the call's numbers.
           step: the first of its steps.
-          position: the number of that step's batch in its epoch.
         """
         self.stats.append(stats)
         peaks = [np.max(each) for each in stats.largest] or self._peaks
         grown = list(map(np.maximum, self._peaks, peaks))
-        problem = self._nonfinite(stats, step, position) or self._rounded_away(grown)
+        problem = self._nonfinite(stats, step) or self._rounded_away(grown)
         self._peaks = grown
         return problem
 
-    def _nonfinite(self, stats: StepStats, step: int, position: int) -> FloatingPointError | None:
+    def _nonfinite(self, stats: StepStats, step: int) -> FloatingPointError | None:
         """Asking waits for the device: only where separations do not hold whatever an update is."""
         mechanism, examples = self._prepared.mechanism, self._prepared.examples
         if mechanism.tolerates_nonfinite or not np.any(stats.nonfinite):
             return None
-        index = int(np.argmax(stats.nonfinite))
-        epoch = (step + index) // (examples.size // examples.batch_size)
+        step += int(np.argmax(stats.nonfinite))
+        epoch, position = divmod(step, examples.size // examples.batch_size)
         return FloatingPointError(
-            f"loss_fn has a gradient that is not finite at step {step + index}, batch "
-            f"{position + index} of epoch {epoch}: without that step "
+            f"loss_fn has a gradient that is not finite at step {step}, batch "
+            f"{position} of epoch {epoch}: without that step "
             f"{type(mechanism).__name__} does not bring models as close as it certifies. "
             "Nothing is released. Look for a NaN in retain_data, and for a loss that overflows"
         )
@@ -238,9 +238,18 @@ def check_same_run(prepared: Prepared, name: str, start: Start) -> None:
         raise ValueError(f"{name} must come from the run of this prepared, got another run's")
 
 
-def state_of(prepared: Prepared, step: int, carry: Carry) -> UnlearningState | None:
-    """What it takes to go on; None before the first step, when there is nothing to lose yet."""
-    saved = resuming.snapshot(carry) if step > 0 else None
+def state_of(
+    prepared: Prepared, step: int, carry: Carry, *, on_host: bool = True
+) -> UnlearningState | None:
+    """What it takes to go on; None before the first step, when there is nothing to lose yet.
+
+    Args:
+      prepared: the run.
+      step: noisy steps taken.
+      carry: parameters and optimizer state after them.
+      on_host: whether arrays are to be NumPy's; else they are copies where the originals are.
+    """
+    saved = resuming.snapshot(carry, on_host) if step > 0 else None
     if saved is None:
         return None
     return resuming.state(step, saved, prepared.keys, prepared.key_source, prepared.plan())

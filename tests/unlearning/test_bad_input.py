@@ -26,6 +26,23 @@ class Loader:
         return iter([])
 
 
+class Source:
+    """Examples of a list."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def stream(loader):
+    return cu.unlearning.Stream(loader, size=24, batch_size=4)
+
+
 def data(x, y=Y):
     return {"data": {"x": x, "y": y}}
 
@@ -34,9 +51,38 @@ def data(x, y=Y):
 ODD = {
     # ------------------------------------------------------------------ data
     "no data": ({"data": None}, ValueError, "retain_data must be .* leading axis"),
-    "an iterator": ({"data": iter([DATA])}, TypeError, "retain_data must be an array .*iterator"),
-    "a generator": ({"data": (d for d in [DATA])}, TypeError, "retain_data must .* generator"),
-    "a loader": ({"data": Loader()}, TypeError, "retain_data must be an array .* type Loader"),
+    "an iterator": ({"data": iter([DATA])}, TypeError, r"retain_data must .*Stream.*iterator"),
+    "a generator": ({"data": (d for d in [DATA])}, TypeError, r"must .*Stream.* generator"),
+    "a loader": ({"data": Loader()}, TypeError, r"retain_data must .*Stream.* type Loader"),
+    "a data frame": ({"data": pd.DataFrame(X)}, TypeError, "must be an array .*frame.to_numpy"),
+    "no source": ({"data": Source([])}, ValueError, "from 1 to .* examples, got .* = 0"),
+    "an endless source": ({"data": Source(range(2**40))}, ValueError, "from 1 to .* examples"),
+    "a source of None": (
+        {"data": Source([None])},
+        TypeError,
+        r"retain_data\[0\] must hold numbers",
+    ),
+    "a source with a hole": (
+        {"data": Source([X[0], None])},
+        ValueError,
+        r"retain_data\[1\] must be structured like",
+    ),
+    "a source of words": ({"data": Source(["one"])}, TypeError, "must hold numbers, got dtype <U3"),
+    "a source of keys": ({"data": Source([jax.random.key(0)])}, TypeError, "must hold numbers"),
+    "a source of lists": ({"data": Source([{"x": [1.0, 2.0]}])}, TypeError, "with_format"),
+    "a masked source": (
+        {"data": Source([np.ma.ones(2)])},
+        TypeError,
+        r"retain_data\[0\] must hold numbers",
+    ),
+    "a stream of nothing": ({"data": stream([])}, ValueError, "at least one batch"),
+    "a short batch": ({"data": stream([{"x": X[:3], "y": Y[:3]}])}, ValueError, "batch_size=4 .*3"),
+    "another batch size": (
+        {"data": stream([{"x": X[:4], "y": Y[:4]}]), "batch_size": 8},
+        ValueError,
+        "batch_size must be the stream's, 4, got 8",
+    ),
+    "no loader": ({"data": stream(lambda epoch: epoch)}, TypeError, r"loader\(0\) must return"),
     "a path": ({"data": "data.npz"}, TypeError, "retain_data must be an array .* 'data.npz'"),
     "a Path": ({"data": pathlib.Path("a.npz")}, TypeError, "retain_data must be an array"),
     "sparse": (data(scipy.sparse.csr_matrix(X)), TypeError, r"\['x'\] must be .*toarray"),

@@ -30,7 +30,7 @@ from certunlearn import mechanisms
 from certunlearn.accounting import _gaussian
 from certunlearn.certificates import issuing
 from certunlearn.mechanisms import pairs
-from certunlearn.unlearning import compiled_steps
+from certunlearn.unlearning import compiled_steps, data_feeds
 from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.model_loss import Loss
 
@@ -328,9 +328,16 @@ def test_the_noise_of_dp_sgd_is_its_multiplier():
 
 
 def test_poisson_samples_differ_from_step_to_step():
-    calls = list(compiled_steps.calls(jax.random.key(0), 60, 12, 0, 7, None, sampling=True))
-    assert sum(count for *_, count in calls) == 7
-    keys = {tuple(np.asarray(order).tolist()) for order, *_ in calls}
+    steps = data_feeds.Steps(
+        key=jax.random.key(0),
+        batch_size=12,
+        first=0,
+        stop=7,
+        sampling=SYSTEMS["dp"].poisson_sampling(),
+    )
+    calls = list(data_feeds.feed_of(jnp.zeros(60)).calls(steps))
+    assert sum(call.count for call in calls) == 7
+    keys = {tuple(np.asarray(call.order).tolist()) for call in calls}
     assert keys == {tuple(np.asarray(jax.random.key_data(jax.random.key(0))).tolist())}
     # In 60 steps every example is missed with a chance of 1e-6: one sample would miss most.
     data = {"x": jnp.eye(SIZE), "y": jnp.zeros(SIZE)}

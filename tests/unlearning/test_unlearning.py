@@ -15,7 +15,7 @@ from flax.training.train_state import TrainState
 from loop_helpers import arguments
 
 import certunlearn as cu
-from certunlearn.unlearning import compiled_steps
+from certunlearn.unlearning import compiled_steps, data_feeds
 
 DATA = {
     "x": np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32),
@@ -192,12 +192,14 @@ def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
 def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
     one = run(evaluate=lambda p: 0, evaluate_every=7)
     monkeypatch.setattr(compiled_steps, "rolled", lambda: True)
-    assert [count for *_, count in compiled_steps.calls(jax.random.key(0), 40, 8, 0, 12, 7)] == [
-        5,
-        2,
-        3,
-        2,
-    ]
+    longest = compiled_steps.longest_call()
+    steps = data_feeds.Steps(
+        key=jax.random.key(0), batch_size=8, first=0, stop=12, pauses=(7,), longest=longest
+    )
+    calls = data_feeds.feed_of(jnp.zeros(40)).calls(steps)
+    assert [call.count for call in calls] == [5, 2, 3, 2]
+    calls = data_feeds.feed_of(jnp.zeros(40)).calls(steps._replace(pauses=(7, 4)))
+    assert [call.count for call in calls] == [4, 1, 2, 1, 2, 2]
     many = run(evaluate=lambda p: 0, evaluate_every=7)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
