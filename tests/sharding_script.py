@@ -245,6 +245,32 @@ def explicit():
         return {"kept": jax.typeof(out) == jax.typeof(placed), "clip": exact_norm(out)}
 
 
+def everywhere():
+    """Noise on a leaf sharded along each axis: the bits of one device, nothing but one maximum."""
+    tx, shape = cu.transforms.add_gaussian_noise(0.5, KEY), (16, 24, 8)
+    zeros = np.zeros(shape, np.float32)
+    noise = lambda update, params: tx.update(update, tx.init(None), params)[0]  # noqa: E731
+    expected = np.asarray(noise(zeros, zeros))
+    specs = [P("x"), P(None, "x"), P(None, None, "x"), P("y", "x"), P(None, ("x", "y")), P()]
+    out = {}
+    for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
+        for spec in specs:
+            with jax.set_mesh(mesh):
+                place = NamedSharding(mesh, spec)
+                placed = jax.device_put(zeros, place)
+                compiled = jax.jit(noise, out_shardings=place).lower(placed, placed).compile()
+                moves = [m for m in MOVES if f" {m}(" in compiled.as_text()]
+                # A program of its own for eager mode, in which the type says what is sharded.
+                equal = [np.array_equal(f(placed, placed), expected) for f in (compiled, noise)]
+                kept = jax.typeof(noise(placed, placed)) == jax.typeof(placed)
+            out[f"{kind.name} {spec}"] = {"equal": all(equal), "kept": kept, "moves": moves}
+    return out
+
+
+MOVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "gather", "while")
+
+
 if __name__ == "__main__":
-    checks = (pieces, copies, unchecked, examples, sharded, swallowed, explicit)
+    checks = (pieces, copies, unchecked, examples, sharded, swallowed, explicit, everywhere)
     print(json.dumps({check.__name__: check() for check in checks}))

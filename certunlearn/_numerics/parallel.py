@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from chex import ArrayTree
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import recognition
@@ -29,6 +30,12 @@ def pieces_axes(*values: ArrayLike) -> tuple[str, ...]:
     """
     named = frozenset[str]().union(*map(recognition.varying_axes, values))
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in named)
+
+
+def explicit_sharding(value: jax.Array) -> NamedSharding | None:
+    """The sharding that is part of a value's type; None if no axis of its mesh is of that kind."""
+    sharding = jax.typeof(value).sharding
+    return sharding if sharding.mesh.explicit_axes else None
 
 
 def check_whole(name: str, tree: ArrayTree) -> None:

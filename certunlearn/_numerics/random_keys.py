@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from certunlearn._numerics import recognition
+from certunlearn._numerics import recognition, threefry
 
 FROM_SYSTEM = "64 bits for the noise drawn from the operating system"
 FROM_CALLER = "given by the caller: reproducible, fit for experiments only"
@@ -58,6 +58,28 @@ def as_key(key: Any) -> jax.Array:
     if dtype is not None:
         given = f"an array of dtype {dtype} and shape {jnp.shape(key)}"
     raise TypeError(f"key must be one key, as of jax.random.key(...), got {given}")
+
+
+def words_of(key: Any) -> jax.Array:
+    """The two words that the noise of a key comes from, uint32 `[2]`.
+
+    Of a threefry key they are its own. The words of another kind, such as rbg's four, are hashed
+    two at a time by Threefry, each pair as the counters and what came before as the key: different
+    keys of four words have different hashes, except with probability 2^-64. This goes key by key,
+    under `vmap` too, where JAX's own numbers of such keys do not.
+
+    Raises:
+      TypeError: if it is no key.
+    """
+    key = as_key(key)
+    data = jax.random.key_data(key)
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return data
+    given = list(data.reshape(-1)) + [jnp.uint32(0)] * (data.size % 2)
+    hashed = (jnp.uint32(data.size), jnp.uint32(0))
+    for first, second in zip(given[::2], given[1::2], strict=True):
+        hashed = threefry.words(hashed, first, second)
+    return jnp.stack(hashed)
 
 
 def _wrap(data: ArrayLike) -> jax.Array:

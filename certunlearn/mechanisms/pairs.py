@@ -156,9 +156,8 @@ class LastNoisy(PairOfRuns):
         states = [s for s in jax.tree.leaves(state, is_leaf=is_noise) if is_noise(s)]
         last = states[-1]._replace(count=states[-1].count - 1)
         sigma = scale[-1] if isinstance(scale, tuple) else scale
-        noise, _ = transforms.add_gaussian_noise(sigma, last.key_data).update(
-            jax.tree.map(jnp.zeros_like, params), last
-        )
+        tx = transforms.add_gaussian_noise(sigma, jax.random.key(0))  # the state's key counts
+        noise, _ = tx.update(jax.tree.map(jnp.zeros_like, params), last)
         return jax.tree.map(jnp.subtract, params, noise)
 
 

@@ -1,5 +1,6 @@
 """Gaussian noise on updates, and on the parameters before the first step."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,10 @@ from certunlearn._numerics import (
     parallel,
     random_keys,
     schedules,
+    threefry,
 )
 from certunlearn._numerics.checks import ScalarOrSchedule
+from certunlearn._numerics.threefry import Purpose
 
 # Standard deviations, in parameter units. Smaller noise would be flushed to zero in float32, and
 # larger noise would overflow.
@@ -31,7 +34,8 @@ class AddGaussianNoiseState(NamedTuple):
 
     Attributes:
       count: int32 scalar, updates seen.
-      key_data: uint32 `[2]`, the key's words; plain numbers, so that any checkpointer stores them.
+      key_data: uint32 `[3]`, two words of the key and the number of the stream; plain numbers, so
+        that any checkpointer stores them.
     """
 
     count: jax.Array  # type: ignore[assignment]
@@ -56,22 +60,24 @@ def add_gaussian_noise(
         below 4 spacings of floating-point numbers, at the largest entry of an update or of its
         parameter (pass `params`; in its own dtype, so narrow ones need much noise), gives NaN in
         that leaf: rounding would swallow it.
-      key: `jax.random.key(...)` of the default kind, or its uint32 `[2]` data. Under `vmap`, one
-        key per replica.
+      key: `jax.random.key(...)`, or the uint32 `[2]` data of one of the default kind. Under `vmap`,
+        one key per replica. The words of a key of another kind are hashed to two
+        (`random_keys.words_of`).
 
     Returns:
       A transform with state `AddGaussianNoiseState`. Updates come out in float32 or wider.
 
     Raises:
       TypeError: if `key` is not a key (a seed is none), or `noise_scale` not a number.
-      ValueError: if `noise_scale` is out of range, or the key is of another kind: the others do not
-        promise independent streams under `vmap`. By update, inside `shard_map(check_vma=False)`.
+      ValueError: if `noise_scale` is out of range. By update, inside `shard_map(check_vma=False)`;
+        for a state of an older stream of noise; and for a leaf with an axis longer than 2^32.
 
     Guarantee:
-      The noise is independent across steps, leaves and coordinates: each step folds its number
-      into the key, each leaf takes its own split. It is a function of the state alone, and so the
-      same under jit, scan, donation and after a restore, and bit for bit the same under `jit` with
-      sharded arrays. Inside `shard_map`, where each device sees its own piece of an update or its
+      The noise is independent across steps, leaves and coordinates: each leaf has its own key, and
+      each coordinate's bits are Threefry's for the counters (step, coordinate). It is a function of
+      the state alone, and so bit for bit the same in eager mode, under jit, vmap, scan, donation,
+      after a restore, and under `jit` for every sharding; no device asks another for it. Inside
+      `shard_map`, where each device sees its own piece of an update or its
       parameter (pass `params`), it also folds the device's place into the key, so that pieces have
       independent noise and copies equal noise; `pmap` holds copies. **Two states with one key draw
       the same noise**: calling `init` again replays it, so take a new key for every run; replicas
@@ -87,36 +93,33 @@ def add_gaussian_noise(
     """
     if not callable(noise_scale) and not schedules.is_traced(noise_scale):
         noise_scale = check_noise_scale(checks.positive("noise_scale", noise_scale))
-    key = random_keys.as_key(key)
-    kind = str(jax.random.key_impl(key))
-    if kind != "threefry2x32":
-        raise ValueError(f"key must be of the kind 'threefry2x32', got {kind!r}")
+    words = random_keys.words_of(key)
 
     def init(params: ArrayTree) -> AddGaussianNoiseState:
         del params
-        # A copy: a donated state must not take the caller's key with it.
-        return AddGaussianNoiseState(
-            jnp.zeros((), jnp.int32), jnp.array(jax.random.key_data(key), copy=True)
-        )
+        # New memory: a donated state must not take the caller's key with it.
+        stream = jnp.full_like(words[:1], normal_draws.STREAM)
+        return AddGaussianNoiseState(jnp.zeros((), jnp.int32), jnp.concatenate([words, stream]))
 
     def update(
         updates: ArrayTree, state: AddGaussianNoiseState, params: ArrayTree | None = None
     ) -> tuple[ArrayTree, AddGaussianNoiseState]:
         parallel.check_tracked()
-        stream = jax.random.wrap_key_data(state.key_data, impl="threefry2x32")
-        step_key = jax.random.fold_in(stream, state.count)
+        _check_stream(state)
         leaves, treedef = jax.tree.flatten(updates)
         holders = jax.tree.leaves(params)
         if len(holders) != len(leaves):
             holders = [jnp.asarray(leaf, float_formats.wide_dtype(leaf)) for leaf in leaves]
-        leaf_keys = jax.random.split(step_key, len(leaves))
+        keys = _leaf_keys(state.key_data, len(leaves))
+        usable = state.count < LAST_COUNT
+        usable &= state.key_data[2] == normal_draws.STREAM
         noised = []
         for i, (leaf, holder) in enumerate(zip(leaves, holders, strict=True)):
+            dtype = float_formats.wide_dtype(leaf)
+            scale = _scale_at(noise_scale, state.count, dtype)
             # An update may be a constant where the parameter is a piece.
-            axes, leaf_key = parallel.pieces_axes(leaf, holder), leaf_keys[i]
-            if axes:
-                leaf_key = jax.random.fold_in(leaf_key, jax.lax.axis_index(axes))
-            noised.append(_add_noise(leaf, holder, leaf_key, noise_scale, state.count))
+            axes = parallel.pieces_axes(leaf, holder)
+            noised.append(_noised(leaf, holder, keys[i], state.count, scale, usable, axes))
         next_state = AddGaussianNoiseState(optax.safe_increment(state.count), state.key_data)
         return jax.tree.unflatten(treedef, noised), next_state
 
@@ -135,31 +138,71 @@ def check_noise_scale(values: checks.PerStep, zero_allowed: bool = False) -> che
     return values
 
 
-def _add_noise(
-    leaf: Any, holder: Any, key: jax.Array, noise_scale: Any, count: jax.Array
-) -> jax.Array:
-    dtype = float_formats.wide_dtype(leaf)
-    leaf = jnp.asarray(leaf, dtype)
-    scale: Any
+def _check_stream(state: AddGaussianNoiseState) -> None:
+    """Raises ValueError for the state of a stream without a number, seen by its shape."""
+    shape = jnp.shape(state.key_data)
+    if shape != (3,):
+        raise ValueError(
+            "the state of add_gaussian_noise must have key_data of shape (3,), whose last word is "
+            f"the number of the stream of noise ({normal_draws.STREAM}), got {shape}. A state with "
+            "two words was made by an older version, whose noise was another: finish its run with "
+            "that version, or begin the run anew, with a new key"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _leaf_keys(key_data: jax.Array, leaves: int) -> jax.Array:
+    """A key for each leaf, uint32 `[leaves, 2]`."""
+    numbers = jnp.arange(leaves, dtype=jnp.uint32)
+    return jnp.stack(threefry.derived((key_data[0], key_data[1]), Purpose.LEAF, numbers), axis=1)
+
+
+def _scale_at(noise_scale: Any, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if isinstance(noise_scale, schedules.Lookup):
-        scale = noise_scale.rounded_up(count, dtype)
-    elif isinstance(noise_scale, float):
-        scale = schedules.round_up(noise_scale, dtype)
-    else:
-        scale = schedules.value_at(noise_scale, count)
-    scale = jnp.asarray(scale, dtype)
-    usable = (scale >= 0) & (scale <= LARGEST_NOISE * (1 + 1e-6)) & (count < LAST_COUNT)
-    usable &= (scale == 0) | _carries(leaf, scale) & _carries(holder, scale)
-    draw = normal_draws.standard_normal(key, jnp.shape(leaf), dtype)
+        return jnp.asarray(noise_scale.rounded_up(count, dtype), dtype)
+    if isinstance(noise_scale, float):
+        return jnp.asarray(schedules.round_up(noise_scale, dtype), dtype)
+    return jnp.asarray(schedules.value_at(noise_scale, count), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _noised(
+    leaf: Any,
+    holder: Any,
+    key: jax.Array,
+    count: jax.Array,
+    scale: jax.Array,
+    usable: jax.Array,
+    axes: tuple[str, ...],
+) -> jax.Array:
+    """An update with noise. Compiled as one, so that it rounds alike in eager mode."""
+    leaf = jnp.asarray(leaf, scale.dtype)
+    usable &= (scale >= 0) & (scale <= LARGEST_NOISE * (1 + 1e-6))
+    usable &= (scale == 0) | _carried(leaf, holder, scale)
+    words = (key[0], key[1])
+    if axes:
+        words = threefry.derived(words, Purpose.PIECE, jax.lax.axis_index(axes))
+    step = count.astype(jnp.uint32)
+    draw = normal_draws.draws(words, step, leaf.shape, leaf.dtype, parallel.explicit_sharding(leaf))
     return float_formats.nan_where(~usable, leaf + scale * draw)
 
 
-def _carries(leaf: Any, scale: jax.Array) -> jax.Array:
-    """Whether noise on numbers of the leaf's size and dtype survives rounding.
+def _carried(leaf: jax.Array, holder: Any, scale: jax.Array) -> jax.Array:
+    """Whether noise on an update and its parameter, of their sizes and dtypes, survives rounding.
 
     See `docs/theory/rounding.md`. No noise survives on an infinity.
     """
-    return scale >= normal_draws.NOISE_SPACINGS * norms.spacing(leaf).astype(scale.dtype)
+    holder = jnp.asarray(holder)
+    alike = [(x.dtype, x.shape, parallel.explicit_sharding(x)) for x in (leaf, holder)]
+    if alike[0] == alike[1]:
+        # Both in one pass. As bits, whose order is that of magnitudes, a NaN's above all.
+        magnitude, _ = float_formats.masks(leaf.dtype)
+        larger = jnp.maximum(*(float_formats.bits_of(x) & magnitude for x in (leaf, holder)))
+        carriers = [jax.lax.bitcast_convert_type(larger, leaf.dtype)]
+    else:
+        carriers = [leaf, holder]
+    spacings = [norms.spacing(carrier).astype(scale.dtype) for carrier in carriers]
+    return scale >= normal_draws.NOISE_SPACINGS * functools.reduce(jnp.maximum, spacings)
 
 
 def noise_on_start(params: ArrayTree, noise_scale: float, key: jax.Array) -> ArrayTree:
@@ -182,7 +225,8 @@ def noise_on_start(params: ArrayTree, noise_scale: float, key: jax.Array) -> Arr
     >>> noise_on_start(jnp.zeros(3), 0.1, jax.random.key(0)).shape
     (3,)
     """
-    # No step has this number, so no step has this noise.
-    tx = add_gaussian_noise(noise_scale, jax.random.fold_in(key, LAST_COUNT))
+    words = random_keys.words_of(key)
+    start = threefry.derived((words[0], words[1]), Purpose.START, 0)
+    tx = add_gaussian_noise(noise_scale, jnp.stack(start))
     noised, _ = tx.update(params, tx.init(params))
     return noised

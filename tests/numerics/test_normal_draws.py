@@ -7,9 +7,10 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from certunlearn._numerics import normal_draws
+from certunlearn._numerics import normal_draws, threefry
 
 DRAWS = 200_000
+KEY = jax.random.key(11)
 
 
 def test_distribution_is_normal_and_other_scales_are_told_apart():
@@ -19,14 +20,6 @@ def test_distribution_is_normal_and_other_scales_are_told_apart():
         assert scipy.stats.kstest(draws * wrong, "norm").pvalue < 1e-4
     assert abs(np.mean(draws)) < 5 / np.sqrt(DRAWS)
     assert abs(np.mean(draws > 0) - 0.5) < 2.5 / np.sqrt(DRAWS)
-
-
-def test_the_inverse_is_accurate_out_to_its_end():
-    # p/2 from 1/2 down to 2^-65, as the words produce it.
-    probability = np.concatenate([0.5 * 2.0 ** -np.linspace(0.01, 64, 4001), [2.0**-65]])
-    ours = -np.asarray(jax.scipy.special.ndtri(probability.astype(np.float32)), np.float64)
-    exact = -scipy.special.ndtri(probability.astype(np.float32).astype(np.float64))
-    np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-7)
 
 
 def words_around(sigmas):
@@ -101,6 +94,77 @@ def test_float64_draws_resolve_the_same_words_finer():
     n = (np.asarray(words[0], np.float64) * 2**31) + np.asarray(words[1] >> 1, np.float64)
     exact = -scipy.special.ndtri((n + 0.5) / 2**64)
     np.testing.assert_allclose(np.abs(wide), exact, rtol=1e-9, atol=1e-9)
+
+
+def test_steps_and_coordinates_have_draws_of_their_own():
+    draw = lambda step: normal_draws.standard_normal(KEY, (50, 40), step=step)  # noqa: E731
+    out = np.stack([draw(0), draw(1), draw(2**31 - 2)])
+    assert len(np.unique(np.abs(out))) > 0.999 * out.size
+    assert np.max(np.abs(np.corrcoef(out.reshape(3, -1)) - np.eye(3))) < 6 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 4), (2, 3, 4), (5, 16), (3, 1, 2, 8), (16,), (16, 16, 1), ()]
+)
+def test_no_two_coordinates_share_their_counters(shape):
+    most = 16  # in place of 2^32
+    split = normal_draws.upper_axes(shape, most)
+    assert np.prod(shape[split:]) <= most
+    rows = shape[:split] + (1,) * (len(shape) - split)
+    upper = normal_draws._numbers(rows, range(split), None)
+    lower = normal_draws._numbers(shape, range(split, len(shape)), None)
+    pairs = np.stack([np.broadcast_to(upper, shape).ravel(), np.asarray(lower).ravel()])
+    assert np.max(lower, initial=0) < most
+    assert len(np.unique(pairs, axis=1).T) == np.prod(shape)
+
+
+@pytest.mark.parametrize("shape", [(2**33,), (2, 2**32 + 1), (2**20, 2**20, 2**20), (3, 2**33, 1)])
+def test_coordinates_that_would_repeat_are_refused(shape):
+    with pytest.raises(ValueError, match=r"axes of at most 4294967296 numbers, got the shape \("):
+        normal_draws.standard_normal(KEY, shape)
+
+
+def test_a_leaf_of_more_than_two_to_the_32_coordinates():
+    # A part of 2^34 numbers. The compiler works out no more than what is asked for.
+    shape, rows = (2**14, 2**20), [0, 2**12, 2**13, 2**14 - 1]  # 2^12 rows fill a counter
+
+    @jax.jit
+    def part(words):
+        whole = normal_draws.draws((words[0], words[1]), jnp.uint32(3), shape, jnp.float32)
+        return jnp.stack([whole[row, -50:] for row in rows])
+
+    words = jax.random.key_data(KEY)
+    compiled = part.lower(words).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+    out = np.asarray(compiled(words))
+    assert len(np.unique(out)) == out.size
+    last = threefry.derived(tuple(words), threefry.Purpose.UPPER_COORDINATE, 2**14 - 1)
+    counters = jnp.arange(2**20 - 50, 2**20, dtype=jnp.uint32)
+    expected = jax.jit(normal_draws.normal_from_words)(*threefry.words(last, 3, counters))
+    np.testing.assert_array_equal(out[-1], expected)
+
+
+def test_draws_are_the_same_however_they_are_made():
+    shape = (7, 33)  # of odd size, so that the last numbers are not worked out as vectors
+    draw = lambda step: normal_draws.standard_normal(KEY, shape, step=step)  # noqa: E731
+    steps = jnp.arange(3)
+    eager = np.stack([draw(step) for step in range(3)])
+    _, scanned = jax.lax.scan(lambda carry, step: (carry, draw(step)), 0, steps)
+    keys = jax.random.split(KEY, 3)
+    mapped = jax.jit(jax.vmap(lambda key: normal_draws.standard_normal(key, shape, step=5)))(keys)
+    for row in range(3):
+        np.testing.assert_array_equal(jax.jit(lambda row=row: draw(row))(), eager[row])
+        alone = normal_draws.standard_normal(keys[row], shape, step=5)
+        np.testing.assert_array_equal(mapped[row], alone)
+    np.testing.assert_array_equal(scanned, eager)
+    np.testing.assert_array_equal(jax.vmap(draw)(steps), eager)
+
+
+def test_draws_are_one_loop_that_stores_nothing():
+    draw = lambda words: normal_draws.standard_normal(words, (1000, 100))  # noqa: E731
+    compiled = jax.jit(draw).lower(jax.random.key_data(KEY)).compile()
+    assert "while" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1000
 
 
 def test_same_key_same_draws_and_other_keys_others():

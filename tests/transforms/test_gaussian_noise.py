@@ -11,6 +11,7 @@ from transform_helpers import assert_nothing_shared, draws, mechanism, zeros
 
 from certunlearn import transforms
 from certunlearn._numerics import schedules
+from certunlearn._numerics.normal_draws import STREAM
 from certunlearn.mechanisms import noisy_optimizer
 
 KEY = jax.random.key(7)
@@ -60,7 +61,7 @@ def test_a_state_per_replica_is_enough_for_vmap():
     mapped, _ = jax.vmap(tx.update, in_axes=(None, 0))(zeros(), states)
     for i, key in enumerate(keys):
         (alone, *_), _ = draws(transforms.add_gaussian_noise(SCALE, key), 1)
-        np.testing.assert_allclose(mapped["a"][i], alone["a"], rtol=1e-6)
+        np.testing.assert_array_equal(mapped["a"][i], alone["a"])
     assert_nothing_shared(mapped["a"])
 
 
@@ -87,7 +88,7 @@ def test_noise_under_scan_jit_and_donation_is_the_same():
         updates, state = donated(zeros(), state)
         np.testing.assert_array_equal(updates["b"]["c"], expected["b"]["c"])
     # The donated state took nothing of the key with it.
-    assert tx.init(zeros()).key_data.tolist() == jax.random.key_data(KEY).tolist()
+    assert tx.init(zeros()).key_data.tolist() == [*jax.random.key_data(KEY).tolist(), STREAM]
 
 
 @pytest.mark.parametrize("how", ["orbax", "flax", "numpy"])
@@ -111,6 +112,40 @@ def test_restored_noise_continues_and_repeats_nothing(how, tmp_path):
     after, _ = draws(tx, 2, state=jax.tree.map(jnp.asarray, restored))
     jax.tree.map(np.testing.assert_array_equal, before + after, whole)
     assert_nothing_shared(jax.tree.leaves(before + after))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_the_state_of_an_older_stream_is_refused_by_name(jitted):
+    # Before streams had numbers, the state held the two words of the key alone.
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    old = tx.init(None)._replace(key_data=jax.random.key_data(KEY))
+    update = jax.jit(tx.update) if jitted else tx.update
+    with pytest.raises(ValueError, match=r"number of the stream of noise.*begin the run anew"):
+        update(zeros(), old)
+
+
+def test_the_state_of_another_stream_gives_nan():
+    tx = transforms.add_gaussian_noise(SCALE, KEY)
+    state = tx.init(None)
+    other = state._replace(key_data=state.key_data.at[2].set(STREAM + 1))
+    assert np.all(np.isnan(tx.update(jnp.zeros(3), other)[0]))
+
+
+def test_noise_and_its_checks_are_two_loops_that_store_nothing():
+    # One reads the update and its parameter for their largest entry; one writes the result.
+    tx, leaf = transforms.add_gaussian_noise(SCALE, KEY), jnp.zeros((300, 200))
+    compiled = jax.jit(tx.update).lower(leaf, tx.init(None), leaf).compile()
+    assert "while" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1000
+
+
+def test_an_entry_too_large_for_the_noise_is_seen_in_update_and_parameter():
+    tx = transforms.add_gaussian_noise(1e-6, KEY)
+    small, large = jnp.zeros((3, 5)), jnp.zeros((3, 5)).at[1, 2].set(-1e3)
+    for bad in (large, small.at[2, 4].set(jnp.nan), small.at[0, 0].set(-jnp.inf)):
+        for pair in ((bad, small), (small, bad), (small, bad.astype(jnp.bfloat16))):
+            assert np.all(np.isnan(tx.update(pair[0], tx.init(None), pair[1])[0]))
+    assert np.all(np.isfinite(tx.update(small, tx.init(None), small)[0]))
 
 
 def test_noise_dtypes():
@@ -148,9 +183,13 @@ def test_what_is_no_key_is_refused(key):
         transforms.add_gaussian_noise(SCALE, key)
 
 
-def test_other_kinds_and_batches_of_keys_are_refused():
-    with pytest.raises(ValueError, match="threefry2x32"):
-        transforms.add_gaussian_noise(SCALE, jax.random.key(0, impl="rbg"))
+def test_other_kinds_of_keys_have_noise_of_their_own():
+    tx = [transforms.add_gaussian_noise(SCALE, jax.random.key(seed, impl="rbg")) for seed in (0, 1)]
+    first, second = (draws(t, 2)[0] for t in (*tx,))
+    assert_nothing_shared(jax.tree.leaves([first, second]))
+
+
+def test_batches_of_keys_are_refused():
     with pytest.raises(TypeError, match="key must be"):
         transforms.add_gaussian_noise(SCALE, jax.random.split(KEY))
 

@@ -72,3 +72,9 @@ def test_sharded_parameters_that_cannot_carry_the_noise_have_none(seen):
 def test_explicit_axes_are_kept(seen):
     assert seen["explicit"]["kept"]
     assert 0.9999 < seen["explicit"]["clip"] <= 1
+
+
+def test_noise_is_worked_out_where_it_is(seen):
+    assert len(seen["everywhere"]) == 12
+    for place, noise in seen["everywhere"].items():
+        assert noise == {"equal": True, "kept": True, "moves": []}, place
