@@ -32,6 +32,8 @@ class UnlearningState(NamedTuple):
       key_source: how the keys were drawn.
       plan: digests of what the run depends on (data, trained parameters, centre, settings), under
         the names of `unlearn`'s arguments.
+      noise_stream: the number of the stream that the noise is drawn from; 1 is that of versions
+        which did not say.
     """
 
     step: int
@@ -40,6 +42,7 @@ class UnlearningState(NamedTuple):
     finetune_key: np.ndarray
     key_source: str
     plan: dict[str, str]
+    noise_stream: int = 1
 
     def __repr__(self) -> str:
         """How far the run is, and nothing that is secret."""
@@ -141,6 +144,7 @@ def write_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     leaves = list(map(np.asarray, state.leaves))
     arrays = {f"leaf{i:06d}": _bits(leaf) for i, leaf in enumerate(leaves)}
     about = {"step": state.step, "key_source": state.key_source, "plan": state.plan}
+    about["noise_stream"] = state.noise_stream
     text = json.dumps(about | {"dtypes": [leaf.dtype.name for leaf in leaves]})
     arrays |= {"data_key": state.data_key, "finetune_key": state.finetune_key}
     arrays["about"] = np.asarray(text)
@@ -168,6 +172,7 @@ def load_state(path: str | os.PathLike[str]) -> UnlearningState:
             finetune_key=finetune_key,
             key_source=str(about["key_source"]),
             plan={str(name): str(digest) for name, digest in about["plan"].items()},
+            noise_stream=int(about.get("noise_stream", 1)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a saved unlearning state") from error

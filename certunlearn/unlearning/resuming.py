@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
+from certunlearn._numerics import normal_draws, recognition
 from certunlearn._numerics import random_keys as keys_lib
-from certunlearn._numerics import recognition
 from certunlearn.unlearning.private_history import UnlearningState
 
 
@@ -73,6 +73,7 @@ def state(
         finetune_key=np.asarray(jax.random.key_data(keys.finetune)),
         key_source=key_source,
         plan=plan,
+        noise_stream=normal_draws.STREAM,
     )
 
 
@@ -80,8 +81,15 @@ def restore(saved: UnlearningState, plan: dict[str, str], carry: ArrayTree) -> A
     """Parameters and optimizer state of a stopped run, structured like `carry`.
 
     Raises:
-      ValueError: if the state is that of another plan, naming what differs, or is damaged.
+      ValueError: if the state is that of another plan, naming what differs, or is damaged; or if
+        its noise was drawn from another stream than this version's.
     """
+    if saved.noise_stream != normal_draws.STREAM:
+        raise ValueError(
+            f"resume must be the state of a run with noise stream {normal_draws.STREAM}, the only "
+            f"one that this version draws, got stream {saved.noise_stream}: finish that run with "
+            "the version that began it, or begin the run anew, with a new key"
+        )
     differ = sorted(name for name in plan | saved.plan if plan.get(name) != saved.plan.get(name))
     if differ:
         raise ValueError(

@@ -121,6 +121,18 @@ def test_a_damaged_or_finished_state_is_refused(stopped):
         run(resume=state._replace(step=7), **options)
 
 
+def test_a_run_of_an_older_noise_stream_is_refused_by_name(tmp_path, stopped):
+    path = tmp_path / "run.private.npz"
+    with pytest.warns(UserWarning, match="delete it"):
+        cu.unlearning.save_state(path, stopped.history.state)
+    arrays = dict(np.load(path))
+    about = json.loads(str(arrays["about"]))
+    assert about.pop("noise_stream") == stopped.history.state.noise_stream
+    np.savez(path, **arrays | {"about": np.asarray(json.dumps(about))})  # as it was before
+    with pytest.raises(ValueError, match=r"noise stream 2.*got stream 1.*begin the run anew"):
+        run(resume=cu.unlearning.load_state(path), center=CENTER, frozen=FROZEN)
+
+
 def test_a_file_of_another_format_is_not_a_state(tmp_path, stopped):
     path = tmp_path / "run.private.npz"
     with pytest.warns(UserWarning, match="delete it"):
