@@ -144,6 +144,7 @@ def _numbers(shape: tuple[int, ...], axes: range, sharding: NamedSharding | None
     return sum(terms[1:], terms[0]) if terms else jnp.zeros(shape, jnp.uint32)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def normal_from_words(high: jax.Array, low: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The normal draw that 64 uniform random bits stand for.
 

@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     UPPER_COORDINATE = 0x80000003
 
 
+@jax.jit
 def words(key: Words, first: ArrayLike, second: ArrayLike) -> Words:
     """The two words that a key and two counters stand for, with the full 20 rounds.
 
