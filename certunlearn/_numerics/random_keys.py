@@ -35,7 +35,8 @@ def split_key(key: jax.Array) -> Keys:
     """The noise, data and fine-tuning keys that `unlearn` derives from a given key.
 
     Args:
-      key: a typed key (`jax.random.key`) or a raw one (uint32 `[2]`).
+      key: a typed key (`jax.random.key`) or a raw one (uint32 `[2]`). One of another kind than
+        threefry is hashed to one of that kind, of which a run's state holds the words.
 
     Raises:
       TypeError: if it is neither; a seed is not a key.
@@ -43,7 +44,7 @@ def split_key(key: jax.Array) -> Keys:
     >>> split_key(jax.random.key(0)).noise.shape
     ()
     """
-    return Keys(*jax.random.split(as_key(key), 3))
+    return Keys(*jax.random.split(_wrap(words_of(key)), 3))
 
 
 def as_key(key: Any) -> jax.Array:

@@ -72,3 +72,10 @@ def test_threefry_keys_are_their_own_words():
     np.testing.assert_array_equal(
         random_keys.words_of(jax.random.key_data(key)), jax.random.key_data(key)
     )
+
+
+def test_keys_of_a_run_are_threefry_keys():
+    keys = random_keys.split_key(jax.random.key(1, impl="rbg"))
+    assert {str(jax.random.key_impl(key)) for key in keys} == {"threefry2x32"}
+    same = random_keys.split_key(jax.random.key(1)).noise
+    assert jax.random.key_data(same).tolist() == [507451445, 1853169794]  # as ever
