@@ -27,6 +27,33 @@ class Lookup:
         return Lookup(values)(count)
 
 
+class NoiseTable(Lookup):
+    """Standard deviations of steps, rounded up to the precisions that they may be needed in.
+
+    The numbers may be traced: rounding takes place before, on the host.
+    """
+
+    def __init__(self, values: jax.Array, wide: jax.Array | None) -> None:
+        """`values`: float32 `[steps]`, or `[1]` for all; `wide`: float64, or None without it."""
+        super().__init__(values)
+        self.wide = wide
+
+    @staticmethod
+    def rounded(values: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
+        """The arguments of `NoiseTable` for a number or `[steps]` numbers."""
+        exact = np.atleast_1d(np.asarray(values, np.float64))
+        wide = jnp.asarray(exact)
+        narrow = jnp.asarray(round_up(exact, np.float32), np.float32)
+        return narrow, wide if wide.dtype == np.float64 else None
+
+    def rounded_up(self, count: ArrayLike, dtype: DTypeLike) -> jax.Array:
+        """The value at `count` as the next number of `dtype` that is not below it."""
+        if jnp.dtype(dtype) == np.float32:
+            return Lookup(self.values)(count)
+        assert self.wide is not None
+        return Lookup(self.wide)(count)
+
+
 def scalar_or_lookup(values: Any) -> Any:
     """A number as it is, `[steps]` numbers as a schedule."""
     if np.ndim(values) == 0:

@@ -23,6 +23,7 @@ from certunlearn.mechanisms import sentences
 if TYPE_CHECKING:
     from certunlearn.mechanisms.plain_separations import Separations
     from certunlearn.mechanisms.published import PublishedNoise
+    from certunlearn.mechanisms.step_rules import Rule
 
 REFERENCES = ("retrained", "center")
 # The exact minimiser of a convex objective on the retain data, with the same noise.
@@ -212,6 +213,18 @@ class Mechanism(abc.ABC):
           center: the public centre; None is the origin.
         """
         return transforms.zero_nonfinite(), self.update(center), noise
+
+    def step_rule(self) -> "Rule | None":
+        """The step as a function of its numbers, if it can take them traced.
+
+        Returns:
+          A pytree whose leaves are the numbers, and whose method `transforms(noise, center)` does
+          what `step_transforms` does; or None. With a rule, runs with other numbers use the same
+          compiled steps; without one, the numbers are constants of the compiled step, and another
+          mechanism compiles its own. A class with a `step_transforms` or an `update` of its own is
+          run by those, unless it has a `step_rule` of its own, too.
+        """
+        return None
 
     def example_clip_norm(self) -> PerStep | None:
         """The norm that each example's gradient may be clipped to instead of the batch's."""

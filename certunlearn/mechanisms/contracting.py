@@ -5,12 +5,11 @@ import math
 from typing import Self
 
 import numpy as np
-import optax
-from chex import ArrayTree
 
 from certunlearn._numerics import checks, curvature
 from certunlearn._numerics.checks import ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, sentences, updates
+from certunlearn.mechanisms import base, pairs, sentences
+from certunlearn.mechanisms.step_rules import StepRule
 
 SERVED_FROM_STATE = (
     "Each request is served from the state that the one before left (before a noise that is added "
@@ -137,10 +136,9 @@ class Contracting(pairs.PairOfRuns):
         """
         raise NotImplementedError
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
+    def step_rule(self) -> StepRule:
         """A step down the gradient, which is not clipped."""
-        del center
-        return optax.chain(*updates.descent(self.learning_rate))
+        return StepRule.of(learning_rate=self.learning_rate)
 
 
 def check_contracting(mechanism: object) -> Contracting:

@@ -2,16 +2,14 @@
 
 import dataclasses
 
-import optax
-from chex import ArrayTree
-
 from certunlearn._numerics import checks
 from certunlearn._numerics.batches import PoissonSampling
-from certunlearn.mechanisms import base, sentences, updates
+from certunlearn.mechanisms import base, sentences, step_rules
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPSGD(base.Mechanism):
+class DPSGD(step_rules.ByRule):
     """Noisy training on all data, whose result hides any `deletions` examples (Abadi et al. 2016).
 
     Every step takes each example with probability `sampling_rate`, independently, and
@@ -146,11 +144,10 @@ class DPSGD(base.Mechanism):
         """The clip norm of every example."""
         return self.clip_norm
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
+    def step_rule(self) -> StepRule:
         """A step; the gradients that reach it are clipped by example."""
-        del center
-        updates.check_products(self.learning_rate, self.clip_norm)
-        return optax.chain(*updates.descent(self.learning_rate))
+        step_rules.check_products(self.learning_rate, self.clip_norm)
+        return StepRule.of(learning_rate=self.learning_rate)
 
     def check_run(self, run: base.PlannedRun) -> None:
         """Also refuses another batch size, and whatever else would use the data."""

@@ -3,12 +3,11 @@
 import dataclasses
 
 import numpy as np
-import optax
-from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, published, updates
+from certunlearn.mechanisms import base, pairs, published
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,17 +94,14 @@ class GradientClipping(pairs.FromBall):
             checks.known(self.weight_decay),
         )
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
-        """Clip, decay toward the centre, step."""
-        updates.check_products(self.learning_rate, self.clip_norm)
-        step = updates.descent(self.learning_rate, self.weight_decay, center)
-        return optax.chain(updates.clip(self.clip_norm), *step)
-
-    def step_transforms(
-        self, noise: optax.GradientTransformation, center: ArrayTree | None
-    ) -> tuple[optax.GradientTransformation, ...]:
-        """The update and the noise; the clip itself sees to gradients that are not finite."""
-        return self.update(center), noise
+    def step_rule(self) -> StepRule:
+        """Clip, decay toward the centre, step; the clip sees to gradients that are not finite."""
+        return StepRule.of(
+            clip_norm=self.clip_norm,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            zeroes=False,
+        )
 
     def example_clip_norm(self) -> PerStep:
         """The clip norm: a mean of gradients that each keep it keeps it, too."""

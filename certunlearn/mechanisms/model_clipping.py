@@ -4,13 +4,13 @@ import dataclasses
 
 import jax
 import numpy as np
-import optax
 from chex import ArrayTree
 
 from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, updates
+from certunlearn.mechanisms import base, pairs, step_rules
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,22 +118,17 @@ class ModelClipping(pairs.FromBall):
             return started
         return transforms.noise_on_start(started, self.init_noise_scale, key)
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
-        """Decay toward the centre and step; clip before it in the second form."""
-        step = updates.descent(self.learning_rate, self.weight_decay, center)
-        if self.clip_norm is None:
-            return optax.chain(*step, transforms.project_onto_ball(self.model_radius, center))
-        updates.check_products(self.learning_rate, self.clip_norm)
-        return optax.chain(updates.clip(self.clip_norm), *step)
-
-    def step_transforms(
-        self, noise: optax.GradientTransformation, center: ArrayTree | None
-    ) -> tuple[optax.GradientTransformation, ...]:
-        """Projection then noise, or noise then projection in the second form."""
-        if self.clip_norm is None:
-            return super().step_transforms(noise, center)
-        project = transforms.project_onto_ball(self.model_radius, center)
-        return self.update(center), transforms.noise_then_projection(noise, project)
+    def step_rule(self) -> StepRule:
+        """Decay and step, projection, noise; or clip, decay and step, noise, projection."""
+        clipped = self.clip_norm is not None
+        return StepRule.of(
+            clip_norm=self.clip_norm,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            radius=self.model_radius,
+            projection=step_rules.AFTER_NOISE if clipped else step_rules.BEFORE_NOISE,
+            zeroes=not clipped,
+        )
 
     def example_clip_norm(self) -> PerStep | None:
         """The clip norm of the second form."""

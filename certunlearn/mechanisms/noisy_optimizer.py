@@ -11,8 +11,9 @@ from chex import ArrayTree
 from certunlearn import transforms
 from certunlearn._numerics import checks, parallel, schedules, trees
 from certunlearn._numerics.checks import ScalarOrSchedule
-from certunlearn.mechanisms import base, rounding
+from certunlearn.mechanisms import base, rounding, step_rules
 from certunlearn.mechanisms.base import Mechanism
+from certunlearn.mechanisms.step_rules import Rule
 from certunlearn.transforms import gaussian_noise
 
 
@@ -160,10 +161,7 @@ def noisy_sgd(
         noise_scale = checks.per_step("noise_scale", noise_scale, mechanism.steps)
         gaussian_noise.check_noise_scale(noise_scale)
     noise = transforms.add_gaussian_noise(_where_noisy(mechanism, noise_scale), key)
-    parts = mechanism.step_transforms(noise, center)
-    if before_clip is not None:
-        parts = (transforms.zero_nonfinite(), _before_clip(before_clip), *parts)
-    chain = optax.chain(*parts)
+    chain = _chain(mechanism.step_transforms(noise, center), before_clip)
 
     def init(params: Any) -> NoisySgdState:
         trees.check_wide(params)
@@ -175,12 +173,85 @@ def noisy_sgd(
             trees.check_same_structure(params, center)
         return NoisySgdState(jnp.zeros((), jnp.int32), chain.init(params))
 
+    return optax.GradientTransformationExtraArgs(init, _update_of(chain, mechanism.steps))
+
+
+class StepArguments(NamedTuple):
+    """What a noisy step depends on besides its state and its gradient: arrays, or traced.
+
+    Attributes:
+      rule: the mechanism's; None if it has none.
+      noise: of `schedules.NoiseTable`.
+      steps: int32, the mechanism's number of steps.
+      center: the public centre; None also where there is no rule.
+    """
+
+    rule: Rule | None
+    noise: tuple[jax.Array, jax.Array | None]
+    steps: jax.Array
+    center: ArrayTree | None
+
+
+def step_arguments(
+    mechanism: Mechanism, noise_scale: checks.PerStep, center: ArrayTree | None
+) -> StepArguments:
+    """The arguments of `update_with` for one run, on the device."""
+    rule = step_rules.rule_of(mechanism)
+    return StepArguments(
+        rule=None if rule is None else jax.tree.map(jnp.asarray, rule),
+        noise=schedules.NoiseTable.rounded(_per_noisy_step(mechanism, noise_scale)),
+        steps=jnp.asarray(mechanism.steps, jnp.int32),
+        # A method of the user's own may look at the centre's numbers, as constants.
+        center=None if rule is None or center is None else jax.tree.map(jnp.asarray, center),
+    )
+
+
+def update_with(
+    arguments: StepArguments,
+    own: Mechanism | None,
+    own_center: ArrayTree | None,
+    before_clip: optax.GradientTransformation | None,
+) -> optax.TransformUpdateExtraArgsFn:
+    """The update of `noisy_sgd` with traced numbers, for the state that `noisy_sgd` has made.
+
+    Args:
+      arguments: what varies from run to run.
+      own: the mechanism if it has no rule, and
+      own_center: its centre.
+      before_clip: as for `noisy_sgd`.
+    """
+    table = schedules.NoiseTable(*arguments.noise)
+    # The key is in the state; this one is for states that are not made here.
+    noise = transforms.add_gaussian_noise(table, jnp.zeros(2, jnp.uint32))
+    if own is not None:
+        parts = own.step_transforms(noise, own_center)
+    else:
+        assert arguments.rule is not None
+        parts = arguments.rule.transforms(noise, arguments.center)
+    return _update_of(_chain(parts, before_clip), arguments.steps)
+
+
+def _chain(
+    parts: tuple[optax.GradientTransformation, ...],
+    before_clip: optax.GradientTransformation | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The transforms of one step, with the caller's own before them."""
+    if before_clip is not None:
+        parts = (transforms.zero_nonfinite(), _before_clip(before_clip), *parts)
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def _update_of(
+    chain: optax.GradientTransformationExtraArgs, steps: int | jax.Array
+) -> optax.TransformUpdateExtraArgsFn:
+    """The chain's update until the last step, and zeros after it."""
+
     def update(
         updates: Any, state: NoisySgdState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, NoisySgdState]:
         parallel.check_tracked()
         updates, inner_state = chain.update(updates, state.inner_state, params, **extra_args)
-        live = state.count < mechanism.steps
+        live = state.count < steps
         updates = jax.tree.map(lambda u: jnp.where(live, u, jnp.zeros_like(u)), updates)
         # After the last step all stands still, so that all counts stay equal.
         inner_state = jax.tree.map(
@@ -188,7 +259,7 @@ def noisy_sgd(
         )
         return updates, NoisySgdState(state.count + live.astype(jnp.int32), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return update
 
 
 def evidence(state: Any) -> Evidence:
@@ -294,11 +365,15 @@ def _check_double(mechanism: Mechanism, params: Any) -> None:
 
 def _where_noisy(mechanism: Mechanism, noise_scale: Any) -> Any:
     """The noise of every step, as a number or a schedule: 0 where a step has none."""
+    return schedules.scalar_or_lookup(_per_noisy_step(mechanism, noise_scale))
+
+
+def _per_noisy_step(mechanism: Mechanism, noise_scale: Any) -> Any:
     noisy = base.noise_of_steps(mechanism)
-    if not np.all(noisy):
-        where = jnp.where if schedules.is_traced(noise_scale) else np.where
-        noise_scale = where(noisy, noise_scale, 0.0)
-    return schedules.scalar_or_lookup(noise_scale)
+    if np.all(noisy):
+        return noise_scale
+    where = jnp.where if schedules.is_traced(noise_scale) else np.where
+    return where(noisy, noise_scale, 0.0)
 
 
 def _before_clip(inner: optax.GradientTransformation) -> optax.GradientTransformation:

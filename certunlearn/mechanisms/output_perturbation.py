@@ -3,11 +3,10 @@
 import dataclasses
 
 import numpy as np
-import optax
-from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import base, pairs, published, sentences
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +62,6 @@ class OutputPerturbation(pairs.LastNoisy, pairs.FromBall):
         """The classical Gaussian mechanism."""
         return published.of_one_gaussian(self.start_distance)
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
-        """No step."""
-        del center
-        return optax.set_to_zero()
-
-    def step_transforms(
-        self, noise: optax.GradientTransformation, center: ArrayTree | None
-    ) -> tuple[optax.GradientTransformation, ...]:
+    def step_rule(self) -> StepRule:
         """Zero whatever the gradient is, and noise."""
-        return self.update(center), noise
+        return StepRule(zeroes=False)

@@ -11,7 +11,7 @@ from chex import ArrayTree
 from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
-from certunlearn.mechanisms import base, rounding, sentences
+from certunlearn.mechanisms import base, rounding, sentences, step_rules
 from certunlearn.mechanisms.plain_separations import (
     Separations,
     accumulated_noise_scale,
@@ -24,7 +24,7 @@ from certunlearn.mechanisms.plain_separations import (
 ROUNDING_SHARE = 1e-3
 
 
-class PairOfRuns(base.Mechanism):
+class PairOfRuns(step_rules.ByRule):
     """Two runs with properties for their separations, each with the most common default."""
 
     init_noise_scale: float = 0.0

@@ -12,9 +12,10 @@ import optax
 from chex import ArrayTree
 
 from certunlearn import transforms
-from certunlearn._numerics import checks, norms, schedules
+from certunlearn._numerics import checks, norms
 from certunlearn._numerics.checks import PerStep
-from certunlearn.mechanisms import base, sentences
+from certunlearn.mechanisms import base, sentences, step_rules
+from certunlearn.mechanisms.step_rules import StepRule
 
 _LONGEST_SENTENCE = 2_000
 
@@ -198,11 +199,10 @@ class Separations(base.Mechanism):
         self, noise: optax.GradientTransformation, center: ArrayTree | None
     ) -> tuple[optax.GradientTransformation, ...]:
         """The update and the noise; in the simplest method also the projection."""
-        if self.transform is not None or math.isinf(self.diameter):
+        rule = self.step_rule()
+        if rule is None:
             return super().step_transforms(noise, center)
-        project = transforms.project_onto_ball(self.diameter / 2, center)
-        noised = transforms.noise_then_projection(noise, project)
-        return transforms.zero_nonfinite(), self.update(center), noised
+        return rule.transforms(noise, center)
 
     def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
         """The simplest update with these separations, or the given one.
@@ -210,8 +210,20 @@ class Separations(base.Mechanism):
         Raises:
           ValueError: if a contraction is above 1, or a shift too small for float32 arithmetic.
         """
-        if self.transform is not None:
+        rule = self.step_rule()
+        if rule is None:
+            assert self.transform is not None
             return self.transform
+        return rule.update(center)
+
+    def step_rule(self) -> StepRule | None:
+        """The simplest step with these separations; None with a transform.
+
+        Raises:
+          ValueError: if a contraction is above 1, or a shift too small for float32 arithmetic.
+        """
+        if self.transform is not None:
+            return None
         contraction, shift = (np.asarray(v, np.float64) for v in (self.contraction, self.shift))
         if np.any(contraction > 1):
             raise ValueError(
@@ -224,12 +236,14 @@ class Separations(base.Mechanism):
                 f"shift must be 0 or at least {2 * norms.SMALLEST_NORM:g}, where float32 "
                 f"arithmetic does not underflow, got {2 * float(half.min())!r}"
             )
-        moved = np.where(shift > 0, 1.0, 0.0)
-        return optax.chain(
-            transforms.clip_by_global_norm(schedules.scalar_or_lookup(half[()])),
-            _scaled(moved),
-            transforms.decay_toward(schedules.scalar_or_lookup((1 - contraction)[()]), center),
-            optax.scale(-1.0),
+        decay, finite = 1 - contraction, math.isfinite(self.diameter)
+        return StepRule(
+            clip_norm=step_rules.numbers(half),
+            factor=None if np.all(shift > 0) else np.atleast_1d(np.where(shift > 0, 1.0, 0.0)),
+            weight_decay=step_rules.numbers(decay) if np.any(decay) else None,
+            learning_rate=1.0,
+            radius=self.diameter / 2 if finite else None,
+            projection=step_rules.AFTER_NOISE if finite else step_rules.NOWHERE,
         )
 
 
@@ -277,12 +291,6 @@ def compact(values: Any) -> PerStep:
     array = np.asarray(values, np.float64)
     first = float(array.flat[0])
     return first if np.all(array == first) else tuple(array.tolist())
-
-
-def _scaled(factors: np.ndarray) -> optax.GradientTransformation:
-    if np.all(factors == 1):
-        return optax.identity()
-    return optax.scale_by_schedule(schedules.Lookup(np.atleast_1d(factors)))
 
 
 def _cut(value: Any, steps: int) -> PerStep:

@@ -5,14 +5,12 @@ import math
 from typing import Self
 
 import numpy as np
-import optax
-from chex import ArrayTree
 
-from certunlearn import transforms
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import ScalarOrSchedule
-from certunlearn.mechanisms import base, sentences
+from certunlearn.mechanisms import base, sentences, step_rules
 from certunlearn.mechanisms.contracting import Contracting
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,12 +155,9 @@ class ProjectedNoisySGD(Contracting):
         del trained_norm
         return self.reach + center_norm
 
-    def step_transforms(
-        self, noise: optax.GradientTransformation, center: ArrayTree | None
-    ) -> tuple[optax.GradientTransformation, ...]:
+    def step_rule(self) -> StepRule:
         """A step, noise, and then the projection, if there is one."""
-        if self.radius is None:
-            return super().step_transforms(noise, center)
-        project = transforms.project_onto_ball(self.radius, center)
-        noised = transforms.noise_then_projection(noise, project)
-        return transforms.zero_nonfinite(), self.update(center), noised
+        projection = step_rules.NOWHERE if self.radius is None else step_rules.AFTER_NOISE
+        return StepRule.of(
+            learning_rate=self.learning_rate, radius=self.radius, projection=projection
+        )

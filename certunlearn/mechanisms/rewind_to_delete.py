@@ -5,12 +5,11 @@ import math
 from typing import Self
 
 import numpy as np
-import optax
-from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn._numerics.checks import ScalarOrSchedule
-from certunlearn.mechanisms import base, pairs, sentences, updates
+from certunlearn.mechanisms import base, pairs, sentences
+from certunlearn.mechanisms.step_rules import StepRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +195,6 @@ class RewindToDelete(pairs.StepsThenNoise):
                 f"of {self.size}, got {run.size} examples and batch_size={run.batch_size}"
             )
 
-    def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
+    def step_rule(self) -> StepRule:
         """A step down the gradient, which is not clipped."""
-        del center
-        return optax.chain(*updates.descent(self.learning_rate))
+        return StepRule.of(learning_rate=self.learning_rate)
