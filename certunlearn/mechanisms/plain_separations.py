@@ -202,7 +202,7 @@ class Separations(base.Mechanism):
         rule = self.step_rule()
         if rule is None:
             return super().step_transforms(noise, center)
-        return rule.transforms(noise, center)
+        return rule.around(self.update(center), noise, center)
 
     def update(self, center: ArrayTree | None) -> optax.GradientTransformation:
         """The simplest update with these separations, or the given one.

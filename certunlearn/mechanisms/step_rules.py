@@ -119,11 +119,20 @@ class StepRule:
         self, noise: optax.GradientTransformation, center: ArrayTree | None
     ) -> tuple[optax.GradientTransformation, ...]:
         """All of a step."""
+        return self.around(self.update(center), noise, center)
+
+    def around(
+        self,
+        update: optax.GradientTransformation,
+        noise: optax.GradientTransformation,
+        center: ArrayTree | None,
+    ) -> tuple[optax.GradientTransformation, ...]:
+        """All of a step with this update, which may be that of a subclass of the mechanism."""
         if self.projection == AFTER_NOISE:
             project = transforms.project_onto_ball(self.radius, center)
             noise = transforms.noise_then_projection(noise, project)
         zeroes = (transforms.zero_nonfinite(),) if self.zeroes else ()
-        return (*zeroes, self.update(center), noise)
+        return (*zeroes, update, noise)
 
 
 class ByRule(base.Mechanism):
@@ -141,7 +150,7 @@ class ByRule(base.Mechanism):
         self, noise: optax.GradientTransformation, center: ArrayTree | None
     ) -> tuple[optax.GradientTransformation, ...]:
         """The transforms of one step in order, the noise among them, as the class says."""
-        return self.step_rule().transforms(noise, center)
+        return self.step_rule().around(self.update(center), noise, center)
 
 
 def rule_of(mechanism: base.Mechanism) -> Rule | None:

@@ -8,6 +8,7 @@ from certunlearn._numerics.random_keys import Keys, system_keys
 from certunlearn.unlearning.data_streams import Stream
 from certunlearn.unlearning.finetuning import Finetuned, run_finetuning
 from certunlearn.unlearning.interrupts import UnlearningFailed, UnlearningInterrupted
+from certunlearn.unlearning.kept_steps import clear_compiled_steps
 from certunlearn.unlearning.loop import unlearn
 from certunlearn.unlearning.other_state import recompute_statistics
 from certunlearn.unlearning.prepared_run import Prepared
@@ -35,6 +36,7 @@ __all__ = [
     "UnlearningInterrupted",
     "UnlearningResult",
     "UnlearningState",
+    "clear_compiled_steps",
     "load_state",
     "prepare",
     "recompute_statistics",

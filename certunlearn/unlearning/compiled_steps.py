@@ -9,15 +9,11 @@ import jax.numpy as jnp
 import optax
 from chex import ArrayTree
 
-from certunlearn import transforms
-from certunlearn._numerics import random_keys
+from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism
-from certunlearn.transforms import gradients
-from certunlearn.unlearning import model_loss
+from certunlearn.unlearning import kept_steps, model_loss, noisy_step
 from certunlearn.unlearning.model_loss import Loss
-
-# The parameters that are trained, and the optimizer's state.
-Carry = tuple[ArrayTree, optax.OptState]
+from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for, batch_at
 
 # Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
 # inside a rolled loop about 30 times slower than outside, so there one call is one step.
@@ -34,100 +30,53 @@ def longest_call() -> int:
     return _STEPS_PER_CALL if rolled() else 1
 
 
-class StepStats(NamedTuple):
-    """Private numbers of the steps of one call; arrays `[steps in the call]`.
-
-    `largest` has one for each leaf, its largest magnitude after the step, where all of a run must
-    be held against rounding; else it is empty.
-    """
-
-    loss: jax.Array
-    clip_fraction: jax.Array
-    nonfinite: jax.Array
-    largest: tuple[jax.Array, ...] = ()
-
-
 def noisy_steps(
     loss: Loss,
-    tx: optax.GradientTransformation,
     mechanism: Mechanism,
+    noise_scale: checks.PerStep,
+    *,
+    center: ArrayTree | None = None,
+    before_clip: optax.GradientTransformation | None = None,
     batch_size: int,
-    per_example: bool,
-    microbatch_size: int | None,
+    per_example: bool = False,
+    microbatch_size: int | None = None,
     key: jax.Array,
 ) -> Callable[..., tuple[Carry, StepStats]]:
     """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
 
     `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
-    `position` on; `step` is the number of the first. The old carry's memory is used again. For
-    Poisson sampling every step draws its own sample; `order` is then the sampling key's
-    data. `key` is that of the batches, from which the loss's keys are made.
+    `position` on; `step` is the number of the first. The old carry, whose optimizer state is that
+    of `noisy_sgd`, is used up: its memory is used again. For Poisson sampling every step draws its
+    own sample; `order` is then the sampling key's data. `key` is that of the batches, from which
+    the loss's keys are made.
+
+    What was compiled for an earlier run of the same structure and shapes is used again; the
+    numbers of the mechanism, the noise, the centre and the loss's arrays are arguments of it.
     """
-    sampling, limit = mechanism.poisson_sampling(), mechanism.example_clip_norm()
-    per_example = per_example or sampling is not None
+    fixed, varied = noisy_step.parts(
+        loss,
+        mechanism,
+        noise_scale,
+        center,
+        before_clip,
+        per_example,
+        microbatch_size,
+        batch_size,
+        key,
+    )
+    structure = (loss.function, loss.layout, loss.treedef, loss.is_frozen)
+    looked_at = (structure, *fixed[1:])
+    found: list[Callable[..., tuple[Carry, StepStats]]] = []
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=2)
     def run(
-        loss_fn: Loss,
-        loss_key: jax.Array,
-        carry: Carry,
-        data: ArrayTree,
-        order: jax.Array,
-        position: int,
-        step: int,
-        *,
-        count: int,
+        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
     ) -> tuple[Carry, StepStats]:
-        def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
-            leaves, opt_state = carry
-            before = _counts(opt_state)
-            factor = 1.0
-            key = jax.random.fold_in(loss_key, step + offset)
-            if sampling is not None:
-                step_key = jax.random.fold_in(random_keys.as_key(order), step + offset)
-                batch, factor = sampling.sample(data, step_key, microbatch_size)
-            else:
-                batch = batch_at(data, order, position + offset, batch_size)
-            if per_example:
-                # A Python float where it is constant, so that it is checked and rounded exactly.
-                norm: Any = jnp.asarray(limit)[step + offset] if isinstance(limit, tuple) else limit
-                if sampling is not None:
-                    value_and_grad = gradients.sample_value_and_grad(loss_fn, norm, microbatch_size)
-                else:
-                    value_and_grad = gradients.clipped_value_and_grad(
-                        loss_fn, norm, microbatch_size=microbatch_size, with_stats=True
-                    )
-                (loss, stats), grads = value_and_grad(leaves, batch, key)
-                grads = jax.tree.map(lambda g: factor * g, grads)
-            else:
-                loss, grads = jax.value_and_grad(loss_fn)(leaves, batch, key)
-            updates, opt_state = optax.with_extra_args_support(tx).update(
-                grads, opt_state, leaves, **_asked_for(loss_fn, loss, grads, batch, key)
-            )
-            leaves = optax.apply_updates(leaves, updates)
-            after = _counts(opt_state)
-            clipped, nonfinite = after[0] - before[0], after[1] - before[1]
-            if per_example:
-                clipped, nonfinite = stats.clipped_fraction, stats.nonfinite
-            largest: tuple[jax.Array, ...] = ()
-            if mechanism.watches_magnitudes:
-                largest = tuple(jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(leaves))
-            numbers = StepStats(
-                jnp.asarray(loss, jnp.float32),
-                jnp.asarray(clipped, jnp.float32),
-                nonfinite,
-                largest,
-            )
-            return (leaves, opt_state), numbers
+        if not found:
+            shapes, make = (varied, carry, data, order), noisy_step.compiled_noisy
+            found.append(kept_steps.compiled("noisy", fixed, looked_at, shapes, make))
+        return found[0](varied, carry, data, order, position, step, count=count)
 
-        if count > 1:
-            return jax.lax.scan(one, carry, jnp.arange(count))
-        # No scan, unrolled or not: it lowers to a `while`, where XLA on CPU leaves convolutions in
-        # layouts for which it has no fast kernel.
-        carry, stats = one(carry, jnp.zeros((), jnp.int32))
-        return carry, jax.tree.map(lambda number: number[None], stats)
-
-    return functools.partial(run, loss, model_loss.loss_key(key))
+    return run
 
 
 def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, StepStats]]:
@@ -164,9 +113,43 @@ def noiseless_step(
     from which the loss's keys are made.
     """
 
+    arrays, structure = jax.tree.flatten(loss)
+    fixed = _Noiseless(structure, optimizer, batch_size)
+    looked_at = ((loss.function, loss.layout, loss.treedef, loss.is_frozen), *fixed[1:])
+    loss_key = model_loss.loss_key(key)
+    found: list[Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]] = []
+
+    def one(
+        params: ArrayTree,
+        state: optax.OptState,
+        data: ArrayTree,
+        order: jax.Array,
+        position: int,
+        step: int,
+    ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
+        if not found:
+            shapes = (arrays, params, state, data, order)
+            make = _compiled_noiseless
+            found.append(kept_steps.compiled("noiseless", fixed, looked_at, shapes, make))
+        return found[0](arrays, loss_key, params, state, data, order, position, step)
+
+    return one
+
+
+class _Noiseless(NamedTuple):
+    """What noiseless steps are traced from besides their arguments; see `noisy_step.Fixed`."""
+
+    loss: Any
+    optimizer: optax.GradientTransformation
+    batch_size: int
+
+
+def _compiled_noiseless(
+    this: kept_steps.Compiled[_Noiseless],
+) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
     @functools.partial(jax.jit, donate_argnums=(2, 3))
     def one(
-        loss_fn: Loss,
+        arrays: list[jax.Array],
         loss_key: jax.Array,
         params: ArrayTree,
         state: optax.OptState,
@@ -175,14 +158,17 @@ def noiseless_step(
         position: int,
         step: int,
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
-        batch, key = batch_at(data, order, position, batch_size), jax.random.fold_in(loss_key, step)
+        fixed = this.fixed
+        loss_fn: Loss = jax.tree.unflatten(fixed.loss, arrays)
+        batch = batch_at(data, order, position, fixed.batch_size)
+        key = jax.random.fold_in(loss_key, step)
         loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
-        updates, state = optax.with_extra_args_support(optimizer).update(
-            grads, state, params, **_asked_for(loss_fn, loss, grads, batch, key)
+        updates, state = optax.with_extra_args_support(fixed.optimizer).update(
+            grads, state, params, **asked_for(loss_fn, loss, grads, batch, key)
         )
         return optax.apply_updates(params, updates), state, loss
 
-    return functools.partial(one, loss, model_loss.loss_key(key))
+    return one
 
 
 def finetuning_steps(
@@ -211,32 +197,3 @@ def owned(tree: Any) -> Any:
     Parameters may be tied, and an optimizer's state may begin as the parameters themselves.
     """
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-
-
-def _asked_for(
-    loss_fn: Loss, loss: jax.Array, grads: ArrayTree, batch: ArrayTree, key: jax.Array
-) -> dict[str, Any]:
-    """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
-    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch, key)}
-
-
-def batch_at(
-    data: ArrayTree, order: jax.Array, position: int | jax.Array, batch_size: int
-) -> ArrayTree:
-    """Batch number `position` of an epoch's order."""
-    indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-    return jax.tree.map(lambda x: x[indices], data)
-
-
-def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:
-    """How many gradients were clipped so far, and how many were not finite."""
-    clips = _find(opt_state, transforms.ClipByGlobalNormState)[-1:]  # before_clip may have its own
-    zeroed = [state.zeroed for state in _find(opt_state, transforms.ZeroNonfiniteState)]
-    zeroed += [clip.nonfinite for clip in clips]
-    none = jnp.zeros((), jnp.int32)
-    return sum((clip.clipped for clip in clips), none), sum(zeroed, none)
-
-
-def _find(opt_state: optax.OptState, kind: type) -> list[Any]:
-    is_kind = lambda state: isinstance(state, kind)  # noqa: E731
-    return [state for state in jax.tree.leaves(opt_state, is_leaf=is_kind) if is_kind(state)]

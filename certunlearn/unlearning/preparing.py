@@ -127,7 +127,7 @@ def prepare(
         carry = _carry(mechanism, start, tx)
         if more.resume is not None:
             carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
-        noisy = _noisy_steps(loss, tx, mechanism, examples, keys, carry, more)
+        noisy = _noisy_steps(loss, tx, mechanism, scale, middle, examples, keys, carry, more)
     return Prepared(
         mechanism=mechanism,
         noise_scale=scale,
@@ -337,6 +337,8 @@ def _noisy_steps(
     loss: Loss,
     tx: optax.GradientTransformation | None,
     mechanism: Mechanism,
+    scale: checks.PerStep,
+    center: ArrayTree | None,
     examples: Examples,
     keys: keys_lib.Keys,
     carry: compiled_steps.Carry,
@@ -349,12 +351,14 @@ def _noisy_steps(
         return compiled_steps.noise_alone(tx)
     noisy = compiled_steps.noisy_steps(
         loss,
-        tx,
         mechanism,
-        examples.batch_size,
-        examples.per_example,
-        examples.microbatch_size,
-        keys.data,
+        scale,
+        center=center,
+        before_clip=more.before_clip,
+        batch_size=examples.batch_size,
+        per_example=examples.per_example,
+        microbatch_size=examples.microbatch_size,
+        key=keys.data,
     )
     call = examples.feed.trial(examples.noisy(keys.data, 0, 1))
     rehearsal.try_noisy_steps(noisy, carry, call, more.before_clip is not None)

@@ -285,12 +285,13 @@ def test_poisson_samples_take_each_example_with_its_chance():
 def dp_steps(count, data, mechanism=SYSTEMS["dp"], params=PARAMS, loss=loss_fn):
     """Parameters after some steps with hardly any noise, which no certificate would stand for."""
     leaves, treedef = jax.tree.flatten(params)
-    tx = cu.noisy_sgd(mechanism, 2e-6, key=jax.random.key(0))
+    scale = 2e-6
+    tx = cu.noisy_sgd(mechanism, scale, key=jax.random.key(0))
     data_key = cu.split_key(jax.random.key(3)).data
     of_leaves = Loss.of(
         lambda leaves, batch: loss(jax.tree.unflatten(treedef, leaves), batch), Split.make(leaves)
     )
-    step = compiled_steps.noisy_steps(of_leaves, tx, mechanism, 12, False, None, data_key)
+    step = compiled_steps.noisy_steps(of_leaves, mechanism, scale, batch_size=12, key=data_key)
     carry = ([jnp.array(leaf) for leaf in leaves], tx.init(leaves))
     key = jax.random.key_data(data_key)
     for number in range(count):
