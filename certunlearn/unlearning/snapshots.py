@@ -24,7 +24,10 @@ import numpy as np
 
 # More than this is not looked through.
 _MOST_VALUES = 20_000
-_PLAIN = (bool, int, str, bytes, type(None), type(...), types.CodeType, np.dtype, range, slice)
+_PLAIN = (
+    *(bool, int, str, bytes, type(None), type(...), range, slice),
+    *(types.CodeType, jax.tree_util.PyTreeDef),
+)
 _FOLDERS = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
 # This package, too, which may be installed elsewhere for development.
 _FOLDERS.append(str(pathlib.Path(__file__).parent.parent))
@@ -70,7 +73,7 @@ def snapshot(*values: Any) -> Hashable | None:
     try:
         key = tuple(map(_Look().at, values))
         hash(key)
-    except (_Unknown, TypeError, RecursionError):
+    except (_Unknown, AttributeError, TypeError, RecursionError):
         return None
     return key
 
@@ -79,7 +82,7 @@ class _Look:
     """One look at values that may refer to each other."""
 
     def __init__(self) -> None:
-        self._places: dict[int, int] = {}
+        self._places: dict[Any, int] = {}
         self._count = 0
 
     def at(self, value: Any) -> Hashable:
@@ -87,7 +90,7 @@ class _Look:
         self._count += 1
         if self._count > _MOST_VALUES:
             raise _Unknown
-        if isinstance(value, (*_PLAIN, jax.tree_util.PyTreeDef)):
+        if type(value) in _PLAIN or isinstance(value, np.dtype):
             return type(value), value
         if isinstance(value, float | complex | np.generic):
             return type(value), np.asarray(value).dtype, np.asarray(value).tobytes()
@@ -166,9 +169,10 @@ class _Look:
         """A variable of a module; of another module of the user's, what the code may look up."""
         if not isinstance(value, types.ModuleType) or _is_library(value):
             return self.at(value)
-        if id(value) in self._places:
-            return "seen", self._places[id(value)]
-        self._places[id(value)] = len(self._places)
+        place = id(value), names
+        if place in self._places:
+            return "seen", self._places[place]
+        self._places[place] = len(self._places)
         inside = vars(value)
         return _Same(value), tuple(
             (name, self._variable(inside[name], names)) for name in names if name in inside
@@ -179,22 +183,27 @@ class _Look:
         for each in cls.__mro__:
             if _in_library(each):
                 continue
+            skipped = ("_abc_impl", "__init__" if "__dataclass_fields__" in vars(each) else "")
             for name, member in vars(each).items():
+                if name in skipped:
+                    continue
                 is_method = isinstance(member, types.FunctionType)
                 written = is_method and member.__code__.co_filename != "<string>"
-                if name != "_abc_impl" and (written or not name.startswith("__")):
-                    members.append((name, self.at(member)))
+                if written or not name.startswith("__"):
+                    members.append((name, self._member(member)))
         return _Same(cls), tuple(members)
+
+    def _member(self, member: Any) -> Hashable:
+        if type(member).__module__.startswith("flax."):
+            return _Same(member)  # which Flax puts into every class of a module
+        return self.at(member)
 
     def _dataclass(self, value: Any) -> Hashable:
         cls = type(value)
         if not cls.__dataclass_params__.frozen and cls.__hash__ in (None, object.__hash__):
             raise _Unknown  # it can change
-        inside = vars(value)
         fields = tuple(
-            (field.name, self.at(inside[field.name]))
-            for field in dataclasses.fields(value)
-            if field.name in inside
+            (field.name, self.at(getattr(value, field.name))) for field in dataclasses.fields(value)
         )
         return self.at(cls), fields
 
