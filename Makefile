@@ -31,9 +31,11 @@ docs:
 
 bench:
 	mkdir -p build
-	$(PYTHON) benchmarks/transforms.py --rounds 3 --out build/transforms.json
+	$(PYTHON) -m benchmarks.speed --quick --out build
 	@echo "Written to build/. The committed results come from these, which take longer:"
-	@echo "  $(PYTHON) benchmarks/transforms.py"
+	@echo "  $(PYTHON) -m benchmarks.speed    (the extra bench has the other libraries)"
+	@echo "  $(PYTHON) -m benchmarks.memory"
+	@echo "  $(PYTHON) -m benchmarks.scaling"
 	@echo "  $(PYTHON) benchmarks/coupling_grid.py"
 	@echo "  $(PYTHON) benchmarks/coupling_mnist.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
 	@echo "  $(PYTHON) -m benchmarks.deletion    (needs CERTUNLEARN_DATA_DIR, a folder with cifar10/)"
