@@ -90,12 +90,12 @@ def check_clip(mode, dtype=np.float32, fast=False):
             assert after == 0, case
             assert out.nonfinite[i], case
         elif before <= radius * (1 - LOSS):
-            np.testing.assert_array_equal(clipped[i], row)
+            # Fast-math may flush what is below the smallest normal number.
+            kept = np.where(np.abs(row) < 2.0**-126, clipped[i], row) if fast else row
+            np.testing.assert_array_equal(clipped[i], kept)
             assert not out.clipped[i], case
         else:
-            # Fast-math may multiply factors first, and flush the product: zeros are in the ball.
-            flushed = fast and radius / before < 2.0**-126
-            assert after >= radius * (1 - LOSS) or flushed, case
+            assert after >= radius * (1 - LOSS), case
             assert not out.nonfinite[i], case
 
 
@@ -177,7 +177,7 @@ def check_clip_params(mode, center, radius=0.7):
     assert len(np.unique(out)) > 50
 
 
-def check_users(mode, fast=False):
+def check_users(mode):
     """What rests on the clip, with numbers above 2^126: an example, an update, a row."""
     rng = np.random.default_rng(3)
     huge = np.where(rng.random((4, WIDTH)) < 0.1, 2e38, 5.0).astype(np.float32)
@@ -191,7 +191,7 @@ def check_users(mode, fast=False):
     for row, grad in zip(huge, np.asarray(MODES[mode](gradient)(huge)), strict=True):
         assert exact_norm(grad) <= 1
         # Seven of the eight examples point along the first axis, with norm one.
-        last = 0 if fast else row[0] / exact_norm(row)
+        last = row[0] / exact_norm(row)
         np.testing.assert_allclose(grad[0], (7 + last) / 8, rtol=1e-4)
 
     mechanism = cu.GradientClipping(init_radius=0.1, clip_norm=1.0, learning_rate=0.1, steps=3)
@@ -201,12 +201,12 @@ def check_users(mode, fast=False):
         return tx.update(row, tx.init(row), jnp.zeros_like(row))[0]
 
     for update in np.asarray(MODES[mode](step)(huge, np.arange(4))):
-        assert fast or exact_norm(update) > 0.0999
+        assert exact_norm(update) > 0.0999
         assert exact_norm(update) <= 0.1 + 1e-6
 
     rows = MODES[mode](lambda row: cu.convex.clip_features(row[None], 2.0)[0])(huge)
     for row in np.asarray(rows):
-        assert fast or exact_norm(row) > 1.999
+        assert exact_norm(row) > 1.999
         assert exact_norm(row) <= 2
 
 
@@ -284,7 +284,7 @@ def main():
             check_project_onto_ball(mode, center)
             check_clip_params(mode, None if center is None else [center])
         check_swallowed(mode)
-    check_users("jit of vmap", fast=True)
+    check_users("jit of vmap")
     check_tails()
 
 

@@ -19,9 +19,9 @@ from certunlearn._numerics import checks, float_formats, folded_sums, parallel
 SMALLEST_NORM = 1e-30
 LARGEST_NORM = 1e30
 
-# Magnitudes are measured in units of a power of two, and moved into this range of exponents: the
-# least keeps squares normal, the greatest keeps sums finite.
-_LEAST_EXPONENT, _GREATEST_EXPONENT = -63, 40
+# Numbers with a norm above the largest are measured after a division by a power of two, for which
+# this many attempts are enough: 2^148 is above the norm of 2^40 numbers, 2^-101 below each radius.
+_ATTEMPTS = 6
 
 
 class Clipped(NamedTuple):
@@ -44,7 +44,27 @@ class _Squares(NamedTuple):
 
     total: jax.Array
     depth: int  # the largest number of additions that a term went through
-    terms: int  # the number of terms
+    lost: jax.Array  # at most this is missing because of numbers that count as zero
+
+
+class _Settled(NamedTuple):
+    """Numbers that stay as they are, and what brings them into the ball.
+
+    Attributes:
+      attempt: int32, how often their norm was measured.
+      total: the sum of squares, in units of the limit's.
+      factor: scales them into the ball; 1 if they are inside.
+      inside: bool, they are inside as they are.
+      nonfinite: bool, they held a NaN or an infinity and are zeros now.
+      leaves: the numbers.
+    """
+
+    attempt: jax.Array
+    total: jax.Array
+    factor: jax.Array
+    inside: jax.Array
+    nonfinite: jax.Array
+    leaves: list[jax.Array]
 
 
 class _Limit(NamedTuple):
@@ -80,12 +100,12 @@ def clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
 
       The proof is in `docs/theory/strict-norms.md`. The code relies on the following:
 
-      * The numbers returned are those that the last check measured: the check is the condition of
-        the loop that holds them.
-      * The check is made of exact operations on bit patterns, and of sums and products of *normal*
-        numbers, whose relative error is at most u.
-      * `folded_sums.folded_sum` states the largest number k of additions that a term goes through,
-        and the check passes at a sum of squares of at most f^2 (1 - (k + 8) u) only.
+      * The numbers that are scaled are those that were measured: they are the state of a loop,
+        which no compiler computes twice. What is returned is the product of such a number and a
+        factor that comes out of the same loop. So it may be computed again, rounded or not.
+      * Sums and products have a relative error of at most u, or are off by at most the smallest
+        normal number, as processors may flush to zero.
+      * `folded_sums.folded_sum` states the largest number k of additions that a term goes through.
 
     Source:
       Higham, Accuracy and Stability of Numerical Algorithms (2002), section 4.2.
@@ -102,24 +122,33 @@ def clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
 @jax.jit
 def _clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
     leaves, treedef = jax.tree.flatten(tree)
-    leaves = [_widen(leaf) for leaf in leaves]
-    limit = _limit(max_norm, float_formats.common_dtype(leaves))
+    settled = _settle([_widen(leaf) for leaf in leaves], max_norm)
+    scaled = [_scaled(leaf, settled) for leaf in settled.leaves]
+    clipped = ~settled.inside & ~settled.nonfinite
+    return Clipped(jax.tree.unflatten(treedef, scaled), clipped, settled.nonfinite)
 
-    def outside(state: Any) -> jax.Array:
-        tries, _, leaves = state
-        return (tries < 2) & ~_confirmed(leaves, limit)
 
-    def scale_down(state: Any) -> Any:
-        tries, _, leaves = state
-        return (tries + 1, *_scaled(leaves, limit))
+def sum_of_clipped(rows: ArrayTree, max_norm: ArrayLike) -> Clipped:
+    """The sum of trees, each clipped as by `clip_tree`, without a copy of the clipped trees.
 
-    tries, nonfinite = jnp.zeros((), jnp.int32), jnp.array(False)
-    tries, nonfinite, leaves = jax.lax.while_loop(outside, scale_down, (tries, nonfinite, leaves))
-    # One scaling is enough: after a second, nothing was confirmed.
-    unconfirmed = tries == 2
-    leaves = [jnp.where(unconfirmed, jnp.zeros_like(leaf), leaf) for leaf in leaves]
-    nonfinite |= unconfirmed & (limit.factor > 0)
-    return Clipped(jax.tree.unflatten(treedef, leaves), (tries > 0) & ~nonfinite, nonfinite)
+    Args:
+      rows: a pytree of real arrays with one leading axis in common: a tree for each place.
+      max_norm: as for `clip_tree`, the same for all.
+
+    Returns:
+      A `Clipped`. Its tree is the sum, rounded; `clipped` and `nonfinite` are arrays of bools, one
+      for each tree.
+    """
+    leaves, treedef = jax.tree.flatten(rows)
+    settled = _settle([_widen(leaf) for leaf in leaves], max_norm, rows=1)
+    sums = [
+        jnp.tensordot(
+            settled.factor.astype(leaf.dtype), leaf, axes=1, precision=jax.lax.Precision.HIGHEST
+        )
+        for leaf in settled.leaves
+    ]
+    clipped = ~settled.inside & ~settled.nonfinite
+    return Clipped(jax.tree.unflatten(treedef, sums), clipped, settled.nonfinite)
 
 
 def within(tree: ArrayTree, max_norm: ArrayLike) -> jax.Array:
@@ -128,7 +157,9 @@ def within(tree: ArrayTree, max_norm: ArrayLike) -> jax.Array:
     The caller must use the very numbers that were measured, as in a loop's condition.
     """
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
-    return _confirmed(leaves, _limit(max_norm, float_formats.common_dtype(leaves)))
+    limit = _limit(max_norm, float_formats.common_dtype(leaves))
+    squares = _sum_of_squares(leaves, limit.exponent, limit.factor.dtype)
+    return _measured(squares.total) & (_at_most(squares) <= _share(limit))
 
 
 def norm_bound(tree: ArrayTree) -> jax.Array:
@@ -140,10 +171,10 @@ def norm_bound(tree: ArrayTree) -> jax.Array:
     leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
     dtype = float_formats.common_dtype(leaves)
     exponent, state = _largest(leaves)
-    norm = _norm(_sum_of_squares(leaves, exponent, dtype))
+    norm = jnp.sqrt(_at_most(_sum_of_squares(leaves, exponent, dtype)))
     # Twice the smallest normal number, as the product may be flushed to zero.
     bound = (norm * float_formats.power_of_two(exponent, dtype) + 2.0**-125) * (
-        1 + 8 * float_formats.roundoff(dtype)
+        1 + 16 * float_formats.roundoff(dtype)
     )
     bound = jnp.where(state == _ZERO, 0, bound)
     return jnp.where(state == _NONFINITE, jnp.nan, bound)
@@ -207,36 +238,104 @@ def _limit(max_norm: ArrayLike, dtype: jnp.dtype) -> _Limit:
     )
 
 
-def _confirmed(leaves: list[jax.Array], limit: _Limit) -> jax.Array:
+def _settle(leaves: list[jax.Array], max_norm: ArrayLike, rows: int = 0) -> _Settled:
+    """Measures leaves, and says what brings them into the ball.
+
+    The loop has one round, and another one only if numbers are so large that their squares
+    overflow, or not finite. It is a loop all the same: its state are definite numbers, which are
+    measured and, outside of it, scaled. A compiler may compute anything else twice, and
+    differently, if it is used twice.
+    """
+    limit = _limit(max_norm, float_formats.common_dtype(leaves))
     dtype = limit.factor.dtype
-    squares = _sum_of_squares(leaves, limit.exponent, dtype)
-    share = max(0.0, 1 - (squares.depth + 8) * float_formats.roundoff(dtype))
-    return squares.total <= limit.factor * limit.factor * share
+    shape = leaves[0].shape[:rows] if leaves else ()
 
+    def unsettled(state: _Settled) -> jax.Array:
+        again = jnp.any(~_measured(state.total)) & (state.attempt < _ATTEMPTS)
+        return (state.attempt == 0) | again
 
-def _scaled(leaves: list[jax.Array], limit: _Limit) -> tuple[jax.Array, list[jax.Array]]:
-    """Whether a leaf is not finite, and the leaves brought into the ball; zeros if so."""
-    dtype = limit.factor.dtype
-    exponent, state = _largest(leaves)
-    squares = _sum_of_squares(leaves, exponent, dtype)
-    # The floor of what is measured adds at most 2^-50 for each number.
-    spare = (squares.depth + 24) * float_formats.roundoff(dtype) + 4 * float_formats.coarsest_eps(
-        leaves
-    )
-    aim = limit.factor * max(0.0, 1 - spare - squares.terms * 2.0**-50)
-    # A norm outside of the smallest ball is at least 1/2 in these units.
-    factor = (
-        aim / jnp.maximum(_norm(squares), 0.25) * float_formats.power_of_two(limit.exponent, dtype)
-    )
-    finite = state != _NONFINITE
-
-    def scale(leaf: jax.Array) -> jax.Array:
-        small = (leaf.astype(dtype) * float_formats.power_of_two(-exponent, dtype) * factor).astype(
-            leaf.dtype
+    def measure(state: _Settled) -> _Settled:
+        large = ~_measured(state.total)
+        lost = _is_nan(state.total) | (large & (state.attempt == _ATTEMPTS - 1))
+        leaves = _smaller(state.leaves, large, lost)
+        squares = _sum_of_squares(leaves, limit.exponent, dtype, rows)
+        inside = _at_most(squares) <= _share(limit)
+        factor = jnp.where(inside, 1, _factor(_at_most(squares), limit, leaves))
+        return _Settled(
+            state.attempt + 1, squares.total, factor, inside, state.nonfinite | lost, leaves
         )
-        return jnp.where(finite, small, jnp.zeros_like(leaf))
 
-    return ~finite, [scale(leaf) for leaf in leaves]
+    none = jnp.zeros(shape, bool)
+    start = _Settled(
+        jnp.zeros((), jnp.int32), jnp.zeros(shape, dtype), jnp.ones(shape, dtype), none, none, leaves
+    )
+    return jax.lax.while_loop(unsettled, measure, start)
+
+
+def _smaller(leaves: list[jax.Array], large: jax.Array, lost: jax.Array) -> list[jax.Array]:
+    """Leaves divided by a power of two where they are large, and zeros where they are lost.
+
+    A loop again, of at most one round, so that it costs nothing where there is nothing to do.
+    """
+
+    def once(state: Any) -> Any:
+        def divided(leaf: jax.Array) -> jax.Array:
+            small = leaf * 2.0 ** (2 - _most_exponent(leaf.dtype))
+            small = jnp.where(_beside(large, leaf), small, leaf)
+            return jnp.where(_beside(lost, leaf), jnp.zeros_like(leaf), small)
+
+        return jnp.zeros_like(state[0]), [divided(leaf) for leaf in state[1]]
+
+    return jax.lax.while_loop(lambda state: state[0], once, (jnp.any(large | lost), leaves))[1]
+
+
+def _factor(square: jax.Array, limit: _Limit, leaves: list[jax.Array]) -> jax.Array:
+    """What brings numbers into the ball, given a bound on their sum of squares; zero if unsure."""
+    dtype = limit.factor.dtype
+    spare = 8 * float_formats.roundoff(dtype) + 2 * float_formats.coarsest_eps(leaves)
+    factor = limit.factor * max(0.0, 1 - 2 * spare) / jnp.sqrt(square)
+    # A root and a quotient may be rough on accelerators. So products have the last word.
+    sure = square * factor * factor <= limit.factor * limit.factor * max(0.0, 1 - spare)
+    return jnp.where(sure, factor, 0)
+
+
+def _scaled(leaf: jax.Array, settled: _Settled) -> jax.Array:
+    scaled = (leaf.astype(settled.factor.dtype) * settled.factor).astype(leaf.dtype)
+    return jnp.where(settled.inside, leaf, scaled)
+
+
+def _beside(flags: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Flags of rows in a shape that goes with a leaf that has these rows."""
+    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim)) if flags.ndim else flags
+
+
+def _most_exponent(dtype: jnp.dtype) -> int:
+    """The exponent of the largest norm that is measured without a risk of overflow."""
+    return int(jnp.finfo(dtype).maxexp) // 2 - 2
+
+
+def _measured(total: jax.Array) -> jax.Array:
+    """Whether a sum of squares is small enough to be sure that nothing overflowed; no for NaN."""
+    most = jnp.asarray(2.0 ** (2 * _most_exponent(total.dtype)), total.dtype)
+    bits = float_formats.bits_of(total) & float_formats.masks(total.dtype)[0]
+    return bits <= float_formats.bits_of(most)
+
+
+def _is_nan(total: jax.Array) -> jax.Array:
+    top, infinity = float_formats.masks(total.dtype)
+    return (float_formats.bits_of(total) & top) > infinity
+
+
+def _share(limit: _Limit) -> jax.Array:
+    """The largest sum of squares that counts as inside."""
+    roundoff = float_formats.roundoff(limit.factor.dtype)
+    return limit.factor * limit.factor * (1 - 8 * roundoff)
+
+
+def _at_most(squares: _Squares) -> jax.Array:
+    """A bound on the exact sum of squares."""
+    roundoff = float_formats.roundoff(squares.total.dtype)
+    return squares.total * (1 + (squares.depth + 8) * roundoff) + squares.lost
 
 
 # What the largest magnitude among some numbers is: zero, finite, or neither.
@@ -257,39 +356,24 @@ def _largest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return jnp.minimum(jnp.max(jnp.stack(exponents)), highest), jnp.max(jnp.stack(states))
 
 
-def _sum_of_squares(leaves: list[jax.Array], exponent: jax.Array, dtype: jnp.dtype) -> _Squares:
+def _sum_of_squares(
+    leaves: list[jax.Array], exponent: jax.Array, dtype: jnp.dtype, rows: int = 0
+) -> _Squares:
     """The sum of squares in units of 2^exponent, over all leaves and devices with their pieces."""
-    totals, depths, count = [jnp.zeros((), dtype)], [0], 0
+    unit = float_formats.power_of_two(-exponent, dtype)
+    totals, depths, count = [], [0], 0
     for axes, group in _grouped(leaves).items():
-        terms = [jnp.square(_in_units(leaf, exponent, dtype)) for leaf in group]
-        sums, each = zip(*map(folded_sums.folded_sum, terms), strict=True)
-        total, depth = folded_sums.folded_sum(jnp.stack(sums))
+        terms = [jnp.square(leaf.astype(dtype) * unit) for leaf in group]
+        sums, each = zip(*(folded_sums.folded_sum(term, rows) for term in terms), strict=True)
+        total, depth = folded_sums.folded_sum(jnp.stack(sums, axis=-1), rows)
         totals.append(_over(jax.lax.psum, axes, total))
         depths.append(max(each) + depth + _size(axes) - 1)
         count += sum(leaf.size for leaf in group) * _size(axes)
-    return _Squares(jnp.sum(jnp.stack(totals)), max(depths) + len(totals) - 1, count)
-
-
-def _norm(squares: _Squares) -> jax.Array:
-    """The square root, raised by more than its rounding and that of the sum."""
-    roundoff = float_formats.roundoff(squares.total.dtype)
-    return jnp.sqrt(squares.total) * (1 + (squares.depth / 2 + 8) * roundoff)
-
-
-def _in_units(leaf: jax.Array, exponent: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Magnitudes times 2^-exponent, moved into the range that is measured; normal numbers all."""
-    top, infinity = float_formats.masks(leaf.dtype)
-    bits = float_formats.bits_of(leaf) & top
-    if leaf.dtype != dtype:
-        # Without subnormal and infinite numbers, of which a conversion may make anything.
-        bits = jnp.clip(bits, 1 << int(jnp.finfo(leaf.dtype).nmant), infinity - 1)
-        bits = float_formats.bits_of(jax.lax.bitcast_convert_type(bits, leaf.dtype).astype(dtype))
-    least, greatest = (
-        float_formats.power_of_two_bits(exponent + end, dtype)
-        for end in (_LEAST_EXPONENT, _GREATEST_EXPONENT)
-    )
-    moved = exponent.astype(bits.dtype) << int(jnp.finfo(dtype).nmant)
-    return jax.lax.bitcast_convert_type(jnp.clip(bits, least, greatest) - moved, dtype)
+    total = sum(totals[1:], totals[0]) if totals else jnp.zeros((), dtype)
+    # Numbers below the smallest normal one, and their multiples and squares, may count as zero.
+    least = max((int(jnp.finfo(leaf.dtype).minexp) for leaf in leaves), default=0)
+    lost = float_formats.power_of_two(jnp.maximum(least - exponent, -60), dtype)
+    return _Squares(total, max(depths) + len(totals), 2.0 * count * lost * lost)
 
 
 def _grouped(leaves: list[jax.Array]) -> dict[tuple[str, ...], list[jax.Array]]:

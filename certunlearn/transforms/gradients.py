@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 from jax.typing import ArrayLike
-from optax import microbatching
 
 from certunlearn._numerics import checks, loss_functions, norms, parallel
+
+# Microbatches that are compiled one by one, and not as a loop.
+_MOST_WRITTEN_OUT = 16
 
 
 class ClipStats(NamedTuple):
@@ -144,23 +146,21 @@ def _by_example(
     key: jax.Array | None,
     taken: ArrayLike = True,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
-    def clipped_gradient(
-        params: ArrayTree, example: ArrayTree, place: jax.Array
-    ) -> tuple[ArrayTree, tuple[jax.Array, ...]]:
+    def of_example(
+        example: ArrayTree, place: jax.Array
+    ) -> tuple[jax.Array, ArrayTree]:
         alone = jax.tree.map(lambda leaf: leaf[None], example)
-        value, grads = jax.value_and_grad(loss_fn)(params, alone, _folded(key, place))
-        clipped = norms.clip_tree(grads, clip_norm)
-        return clipped.tree, (value, clipped.clipped, clipped.nonfinite)
+        return jax.value_and_grad(loss_fn)(params, alone, _folded(key, place))
 
-    kinds = microbatching.AccumulationType
-    grads, (values, clipped, nonfinite) = microbatching.micro_vmap(
-        clipped_gradient,
-        in_axes=(None, 0, 0),
-        microbatch_size=microbatch_size,
-        accumulator=(kinds.MEAN, kinds.CONCAT),
-    )(params, jax.tree.map(jnp.asarray, batch), _places(batch))
+    def of_part(part: ArrayTree, places: jax.Array) -> tuple[ArrayTree, tuple[jax.Array, ...]]:
+        values, grads = jax.vmap(of_example)(part, places)
+        result = norms.sum_of_clipped(grads, clip_norm)
+        return result.tree, (values, result.clipped, result.nonfinite)
+
+    total, (values, clipped, nonfinite) = _sum_over_parts(of_part, microbatch_size, batch)
+    size = values.size
     # The mean of vectors in the ball is in the ball, up to rounding.
-    grads = norms.clip_tree(grads, clip_norm).tree
+    grads = norms.clip_tree(jax.tree.map(lambda leaf: leaf / size, total), clip_norm).tree
     taken = jnp.broadcast_to(taken, nonfinite.shape)
     counted = jnp.isfinite(values) & ~nonfinite & taken
     total = jnp.sum(jnp.where(counted, values, 0))
@@ -179,21 +179,59 @@ def _by_batch(
     batch: ArrayTree,
     key: jax.Array | None,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
-    def of_part(
-        params: ArrayTree, part: ArrayTree, places: jax.Array
-    ) -> tuple[jax.Array, ArrayTree]:
+    def of_part(part: ArrayTree, places: jax.Array) -> tuple[ArrayTree, jax.Array]:
         part_key = key if microbatch_size is None else _folded(key, places[0])
-        return jax.value_and_grad(loss_fn)(params, part, part_key)
+        value, grads = jax.value_and_grad(loss_fn)(params, part, part_key)
+        return grads, value[None]
 
-    value, grads = microbatching.microbatch(
-        of_part,
-        argnums=(1, 2),
-        microbatch_size=microbatch_size,
-        accumulator=microbatching.AccumulationType.MEAN,
-    )(params, jax.tree.map(jnp.asarray, batch), _places(batch))
-    result = norms.clip_tree(grads, clip_norm)
+    total, values = _sum_over_parts(of_part, microbatch_size, batch)
+    parts = values.size
+    result = norms.clip_tree(jax.tree.map(lambda leaf: leaf / parts, total), clip_norm)
     stats = ClipStats(result.clipped.astype(jnp.float32), result.nonfinite.astype(jnp.int32))
-    return value, stats, result.tree
+    return jnp.mean(values), stats, result.tree
+
+
+def _sum_over_parts(
+    of_part: Callable[[ArrayTree, jax.Array], tuple[ArrayTree, Any]],
+    microbatch_size: int | None,
+    batch: ArrayTree,
+) -> tuple[ArrayTree, Any]:
+    """The sum of `of_part`'s first results over microbatches, and its second results in a row.
+
+    One after the other, so that one part is held in memory at once. A few parts are written out: on
+    a CPU, convolutions in a loop are slow.
+    """
+    batch, places = jax.tree.map(jnp.asarray, batch), _places(batch)
+    size = places.size
+    parts = 1 if microbatch_size is None else size // microbatch_size
+    if parts == 1:
+        return of_part(batch, places)
+    # Every part takes examples from all of the batch, so that all devices have some of each.
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]), (batch, places))
+
+    def add(total: ArrayTree, number: ArrayLike) -> tuple[ArrayTree, Any]:
+        part, places = jax.tree.map(lambda leaf: jnp.take(leaf, number, axis=1), split)
+        more, rest = of_part(part, places)
+        return jax.tree.map(jnp.add, total, more), rest
+
+    part, places = jax.tree.map(lambda leaf: leaf[:, 0], split)
+    total, first = of_part(part, places)
+    if parts <= _MOST_WRITTEN_OUT:
+        rows = [first]
+        for number in range(1, parts):
+            # The next part waits for the sum.
+            total, split = jax.lax.optimization_barrier((total, split))
+            total, rest = add(total, number)
+            rows.append(rest)
+        rest = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows)
+    else:
+        total, more = jax.lax.scan(add, total, jnp.arange(1, parts))
+        rest = jax.tree.map(
+            lambda head, tail: jnp.concatenate([head[:, None], jnp.moveaxis(tail, 0, 1)], axis=1),
+            first,
+            more,
+        )
+    return total, jax.tree.map(lambda leaf: leaf.reshape(-1), rest)
 
 
 def _places(batch: ArrayTree) -> jax.Array:
