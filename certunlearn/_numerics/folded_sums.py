@@ -24,8 +24,9 @@ def folded_sum(terms: jax.Array, rows: int = 0) -> tuple[jax.Array, int]:
       rows: number of leading axes that are kept: each of their rows has a sum of its own.
 
     Returns:
-      The sum, or an array of the rows' sums, and the number of additions. It is at most
-      7 log_8(N / 4096) + 300 on one device, for N terms.
+      The sum, or an array of the rows' sums, and the number of additions. For N terms it is at most
+      7 ceil(log_8(N / 4096)) + 158 on one device: 193 for 1e8 terms. With D devices it is at most
+      D - 1 more for each axis.
 
     Elementwise additions of slices bound that number and vectorise. What they leave is reduced in
     runs of at most 128 terms. A compiler may merge a reduction of a reduction into one, of any
@@ -114,7 +115,7 @@ def _fenced(sums: jax.Array) -> jax.Array:
     By bit patterns, since a maximum of numbers may drop a NaN under fast-math.
     """
     bits = float_formats.bits_of(sums) & float_formats.masks(sums.dtype)[0]
-    least = float_formats.bits_of(jnp.finfo(sums.dtype).tiny)
+    least = float_formats.bits_of(jnp.asarray(jnp.finfo(sums.dtype).tiny))
     return jax.lax.bitcast_convert_type(jnp.maximum(bits, least), sums.dtype)
 
 

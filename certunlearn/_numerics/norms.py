@@ -267,7 +267,12 @@ def _settle(leaves: list[jax.Array], max_norm: ArrayLike, rows: int = 0) -> _Set
 
     none = jnp.zeros(shape, bool)
     start = _Settled(
-        jnp.zeros((), jnp.int32), jnp.zeros(shape, dtype), jnp.ones(shape, dtype), none, none, leaves
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(shape, dtype),
+        jnp.ones(shape, dtype),
+        none,
+        none,
+        leaves,
     )
     return jax.lax.while_loop(unsettled, measure, start)
 
@@ -335,7 +340,7 @@ def _share(limit: _Limit) -> jax.Array:
 def _at_most(squares: _Squares) -> jax.Array:
     """A bound on the exact sum of squares."""
     roundoff = float_formats.roundoff(squares.total.dtype)
-    return squares.total * (1 + (squares.depth + 8) * roundoff) + squares.lost
+    return squares.total * (1 / (1 - (squares.depth + 8) * roundoff)) + squares.lost
 
 
 # What the largest magnitude among some numbers is: zero, finite, or neither.

@@ -9,7 +9,7 @@ import numpy as np
 from chex import ArrayTree
 from jax.typing import ArrayLike
 
-from certunlearn._numerics import checks, loss_functions, norms, parallel
+from certunlearn._numerics import checks, float_formats, loss_functions, norms, parallel
 
 # Microbatches that are compiled one by one, and not as a loop.
 _MOST_WRITTEN_OUT = 16
@@ -46,8 +46,8 @@ def clipped_value_and_grad(
       per_example: clip every example's gradient, then average over the batch. Otherwise clip the
         gradient of the batch's mean loss, as Koloskova et al. (2025) do.
       microbatch_size: examples to hold in memory at once; it must divide the batch size. None
-        takes the whole batch at once. Memory then depends on this and not on the batch size. On
-        a CPU, convolutions run far slower inside the loop that this makes.
+        takes the whole batch at once. Memory then depends on this and not on the batch size. More
+        than 16 parts run in a loop, in which convolutions are far slower on a CPU.
       with_stats: also return a `ClipStats`.
 
     Returns:
@@ -146,9 +146,7 @@ def _by_example(
     key: jax.Array | None,
     taken: ArrayLike = True,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
-    def of_example(
-        example: ArrayTree, place: jax.Array
-    ) -> tuple[jax.Array, ArrayTree]:
+    def of_example(example: ArrayTree, place: jax.Array) -> tuple[jax.Array, ArrayTree]:
         alone = jax.tree.map(lambda leaf: leaf[None], example)
         return jax.value_and_grad(loss_fn)(params, alone, _folded(key, place))
 
@@ -210,7 +208,9 @@ def _sum_over_parts(
     split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]), (batch, places))
 
     def add(total: ArrayTree, number: ArrayLike) -> tuple[ArrayTree, Any]:
-        part, places = jax.tree.map(lambda leaf: jnp.take(leaf, number, axis=1), split)
+        part, places = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, axis=1, keepdims=False), split
+        )
         more, rest = of_part(part, places)
         return jax.tree.map(jnp.add, total, more), rest
 
@@ -219,9 +219,7 @@ def _sum_over_parts(
     if parts <= _MOST_WRITTEN_OUT:
         rows = [first]
         for number in range(1, parts):
-            # The next part waits for the sum.
-            total, split = jax.lax.optimization_barrier((total, split))
-            total, rest = add(total, number)
+            total, rest = add(total, _after(total, number))
             rows.append(rest)
         rest = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *rows)
     else:
@@ -232,6 +230,23 @@ def _sum_over_parts(
             more,
         )
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1), rest)
+
+
+def _after(total: ArrayTree, number: int) -> jax.Array:
+    """The number, but not before the total is known: else a compiler may hold all parts at once.
+
+    A loop that has no round, unless a sum is the one NaN whose bits are all ones. Such a total
+    comes to nothing, anyway. A compiler does not know that, and not all of them keep a barrier.
+    """
+    smallest = min(jax.tree.leaves(total), key=lambda leaf: leaf.size)
+    bits = float_formats.bits_of(jnp.sum(smallest, dtype=jnp.float32))
+
+    def once(state: Any) -> Any:
+        odd, number = state
+        return odd & False, jnp.where(odd, 0, number)
+
+    # In `shard_map` the number must count as differing between devices if the total does.
+    return jax.lax.while_loop(lambda state: state[0], once, (bits == -1, number + (bits & 0)))[1]
 
 
 def _places(batch: ArrayTree) -> jax.Array:
