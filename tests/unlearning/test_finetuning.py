@@ -86,10 +86,10 @@ class TwoLayers(nnx.Module):
 
 def test_an_nnx_model_with_frozen_layers_and_a_labelled_optimizer():
     model = TwoLayers()
-    graph, params = nnx.split(model)
+    params = nnx.state(model, nnx.Param)
 
-    def loss(params, batch):
-        return jnp.mean((nnx.merge(graph, params)(batch["x"]) - batch["y"]) ** 2)
+    def loss(model, batch):
+        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
 
     def label(params):
         return jax.tree_util.tree_map_with_path(
@@ -103,10 +103,10 @@ def test_an_nnx_model_with_frozen_layers_and_a_labelled_optimizer():
     options = {"frozen": frozen, "center": center}
     before = run(params=model, loss=loss, **options)
     tuned = run(params=model, loss=loss, finetune=(optax.partition(GROUPS, label), 2), **options)
-    assert same(tuned.params["first"], params["first"])
-    assert same(tuned.params["second"]["bias"], before.params["second"]["bias"])
-    assert not same(tuned.params["second"]["kernel"], before.params["second"]["kernel"])
-    assert jax.tree.structure(tuned.params) == jax.tree.structure(params)
+    assert same(nnx.state(tuned.params.first), params["first"])
+    assert same(tuned.params.second.bias, before.params.second.bias)
+    assert not same(tuned.params.second.kernel, before.params.second.kernel)
+    assert jax.tree.structure(nnx.state(tuned.params)) == jax.tree.structure(params)
 
 
 def test_what_is_trained_keeps_the_tree_and_hides_the_frozen_leaves():

@@ -267,22 +267,17 @@ class Convolution(nnx.Module):
 
 @pytest.mark.slow
 def test_an_nnx_convolution_unlearns():
-    model = Convolution(nnx.Rngs(0))
-    graph, _ = nnx.split(model)
     data = {"x": np.random.default_rng(0).normal(size=(16, 4, 4, 1)).astype(np.float32)}
     data["y"] = np.ones(16, np.float32)
 
-    def loss(params, batch):
-        return jnp.mean((nnx.merge(graph, params)(batch["x"]) - batch["y"]) ** 2)
+    def loss(model, batch):
+        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
 
     small = cu.GradientClipping(init_radius=0.01, clip_norm=0.01, learning_rate=0.1, steps=10)
-    result = run(small, model, data, loss, finetune=(optax.adam(0.03), 200))
+    tuned = {"finetune": (optax.adam(0.03), 200)}
+    result = run(small, Convolution(nnx.Rngs(0)), data, loss, **tuned)
     assert cu.verify(result.certificate, result.params)
     assert loss(result.params, data) < 0.5
-    nnx.update(model, result.params)
-    np.testing.assert_allclose(
-        jnp.mean((model(data["x"]) - data["y"]) ** 2), loss(result.params, data), rtol=1e-5
-    )
 
 
 def test_history_is_saved_only_under_a_private_name(tmp_path):
