@@ -137,9 +137,9 @@ class PoissonSampling:
     sensitivity: float
 
     def sample(
-        self, data: ArrayTree, key: jax.Array, microbatch_size: int | None = None
+        self, data: ArrayTree, key: jax.Array | None, microbatch_size: int | None = None
     ) -> tuple[tuple[ArrayTree, jax.Array], float]:
-        """One step's sample, drawn from all examples; `Drawn` is one already.
+        """One step's sample, drawn from all examples; `Drawn` is one already and needs no key.
 
         Returns:
           ((examples, taken), factor): an example for each place, a bool for each, and the number
@@ -148,6 +148,7 @@ class PoissonSampling:
         """
         if isinstance(data, Drawn):
             return (data.examples, data.taken), data.taken.shape[0] / self.batch_size
+        assert key is not None
         places, taken = self.draw(data_size(data), key, microbatch_size)
         drawn = Drawn(jax.tree.map(lambda x: x[places], data), taken)
         return self.sample(drawn, key)

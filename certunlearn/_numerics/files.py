@@ -9,14 +9,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import archives, checks, model_trees
+from certunlearn._numerics import archives, checks, model_trees, processes
 
 try:
     import fcntl
@@ -169,7 +169,19 @@ def named_leaves(params: ArrayTree) -> dict[str, np.ndarray]:
       ValueError: if there are no leaves, two leaves have the same path, as `{"a/b": x, "a": {"b":
         y}}` would, or a path cannot be written to a file.
     """
-    named: dict[str, np.ndarray] = {}
+    return {name: _on_host(name, leaf) for name, leaf in _by_name(params).items()}
+
+
+def placed_leaves(params: ArrayTree) -> dict[str, Any]:
+    """`named_leaves`, but arrays that are spread over devices stay there."""
+    return {
+        name: leaf if processes.is_spread(leaf) else _on_host(name, leaf)
+        for name, leaf in _by_name(params).items()
+    }
+
+
+def _by_name(params: ArrayTree) -> dict[str, Any]:
+    named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = leaf_name(path)
         if name in named:
@@ -178,7 +190,7 @@ def named_leaves(params: ArrayTree) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"params has a leaf named {name!r:.80}, which no file can hold; rename it"
             )
-        named[name] = _on_host(name, leaf)
+        named[name] = leaf
     if not named:
         raise ValueError("params must have at least one array, got none")
     return dict(sorted(named.items()))
@@ -196,7 +208,7 @@ def _on_host(name: str, leaf: object) -> np.ndarray:
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{right}, got a masked array, whose mask would be lost")
     try:
-        array = np.asarray(leaf)
+        array = processes.on_host(leaf)
     except Exception as error:  # PRNG keys, tracers, deleted arrays, lists of different lengths
         raise TypeError(f"{right}, got {type(leaf).__name__} ({type(error).__name__})") from error
     _stored_dtype(right, array.dtype)
@@ -214,12 +226,14 @@ def _stored_dtype(right: str, dtype: np.dtype) -> np.dtype:
     raise TypeError(f"{right}, got dtype {dtype}")
 
 
-def _stored(params: ArrayTree) -> dict[str, np.ndarray]:
-    """`named_leaves` in dtypes of NumPy's own: narrower floats as float32, which is exact."""
-    return {
-        name: leaf.astype(_stored_dtype(name, leaf.dtype), copy=False)
-        for name, leaf in named_leaves(model_trees.parameters(params)).items()
-    }
+def _stored(params: ArrayTree) -> Iterator[tuple[str, np.ndarray]]:
+    """`named_leaves` in dtypes of NumPy's own: narrower floats as float32, which is exact.
+
+    One by one, so that no more than one leaf needs to be on the host.
+    """
+    for name, leaf in _by_name(model_trees.parameters(params)).items():
+        host = _on_host(name, leaf)
+        yield name, host.astype(_stored_dtype(name, host.dtype), copy=False)
 
 
 def params_digest(params: ArrayTree) -> str:
@@ -229,7 +243,8 @@ def params_digest(params: ArrayTree) -> str:
 
     Floats narrower than float32 (bfloat16, float16, float8) count as the float32 numbers that they
     are, and integers below 8 bits as int8 or uint8, so a tree of them and what `save_params` writes
-    of it have the same digest.
+    of it have the same digest. How leaves are spread over devices does not count. One leaf after
+    another is copied to the host; if they span processes, all of these must call this.
 
     Raises:
       TypeError: if a leaf is no array of numbers.
@@ -241,7 +256,7 @@ def params_digest(params: ArrayTree) -> str:
     True
     """
     digest = hashlib.sha256()
-    for name, leaf in _stored(params).items():
+    for name, leaf in _stored(params):
         header = f"{len(name.encode())}:{name}:{leaf.dtype.name}:{leaf.shape};"
         digest.update(header.encode())
         little_endian = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
@@ -254,7 +269,8 @@ def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
 
     Floats narrower than float32 (bfloat16, float16, float8) are written as float32, and integers
     below 8 bits as int8 or uint8, for plain NumPy does not read most of them: the same numbers with
-    the same digest.
+    the same digest. If the parameters span processes, all of these must call this, and the first
+    one writes.
 
     Args:
       path: ends in `.npz`; replaced whole or not at all. See `write_atomically`.
@@ -268,8 +284,10 @@ def save_params(path: str | os.PathLike[str], params: ArrayTree) -> None:
     """
     if Path(_text(path)).suffix != ".npz":
         raise ValueError(f"path must end in .npz, got {os.fspath(path)!r}")
-    named = _stored(params)
+    named = dict(_stored(params))
     archives.check_names(named)
+    if jax.process_index() > 0 and processes.spans_processes(model_trees.parameters(params)):
+        return
     write_atomically(path, lambda file: archives.write(file, named))
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from certunlearn._numerics import files
 
 
@@ -17,15 +15,15 @@ def paths(frozen: Any) -> tuple[str, ...]:
     raise TypeError(f"frozen must be a list of paths of leaves, got {frozen!r:.80}")
 
 
-def leaves(params: Any, frozen: Any) -> list[np.ndarray]:
-    """The arrays of `params` that the guarantee covers."""
+def leaves(params: Any, frozen: Any) -> list[Any]:
+    """The arrays of `params` that the guarantee covers; those spread over devices stay there."""
     kept = frozenset(frozen)
-    return [leaf for name, leaf in files.named_leaves(params).items() if name not in kept]
+    return [leaf for name, leaf in files.placed_leaves(params).items() if name not in kept]
 
 
 def record(params: Any, frozen: Any) -> dict[str, Any]:
     """The `coverage` of a certificate for `params` with these frozen paths."""
-    named = files.named_leaves(params)
+    named = files.placed_leaves(params)
     kept = frozenset(frozen)
     unknown = sorted(kept - set(named))
     if unknown:

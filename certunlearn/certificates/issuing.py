@@ -1,7 +1,9 @@
 """Issuing certificates: `certify` for any loop, and what a plan must keep to be certified."""
 
+import dataclasses
 import datetime
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Iterable
@@ -10,9 +12,9 @@ from typing import Any
 from chex import ArrayTree
 
 from certunlearn import accounting, mechanisms
-from certunlearn._numerics import checks, files, model_trees
+from certunlearn._numerics import checks, files, model_trees, processes
 from certunlearn._numerics.checks import ScalarOrSchedule
-from certunlearn.certificates import claims, covered_leaves, record_format
+from certunlearn.certificates import claims, covered_leaves, record_format, strict_json
 from certunlearn.certificates.record import Certificate, record_digest
 from certunlearn.mechanisms import Mechanism, noisy_optimizer, rounding
 
@@ -50,7 +52,8 @@ def certify(
         None or 0 for an exact mechanism, such as `Retraining`, and for no other.
       delta: the claim's delta; None or 0 for an exact mechanism, and for no other.
       params: the released parameters, a pytree of arrays; or a Flax NNX or Equinox module or a
-        `TrainState`, of which the certificate covers the parameters and nothing else.
+        `TrainState`, of which the certificate covers the parameters and nothing else. If they span
+        processes, all of these must call this, and get the same certificate, the first one's.
       state: the state of `noisy_sgd` after the last step, by itself or within that of a wrapper or
         a `TrainState`: evidence that the steps were taken. It is looked at and not kept. Without
         it, `steps_run` must be given and is taken at its word, which the certificate says. An exact
@@ -181,7 +184,16 @@ def issue(
             f"mechanism must fit into a certificate of {record_format.MOST_BYTES} bytes: "
             f"its {mechanism.steps} steps with schedules do not"
         )
-    return certificate
+    return _agreed(certificate) if processes.spans_processes(params) else certificate
+
+
+def _agreed(certificate: Certificate) -> Certificate:
+    """The one certificate of all processes: that of the first, if they ran the same."""
+    names = ("params_digest", "mechanism", "noise_scale", "steps_run", "finetune_steps")
+    run = {name: dataclasses.asdict(certificate)[name] for name in names}
+    content = json.dumps(run, sort_keys=True).encode()
+    processes.check_agreed("what is certified (parameters, mechanism, noise, steps)", content)
+    return Certificate(**strict_json.parse(processes.from_first(certificate.to_json().encode())))
 
 
 def check_plan(

@@ -257,7 +257,12 @@ class Mechanism(abc.ABC):
         return None
 
     def rounding_problem(self, leaves: list[np.ndarray]) -> str | None:
-        """Why the rounding of parameters like these breaks the separations, or None."""
+        """Why the rounding of parameters like these breaks the separations, or None.
+
+        Args:
+          leaves: the parameters; for a leaf that is spread over devices an array of its shape and
+            dtype, all of whose numbers are its largest magnitude.
+        """
         del leaves
         return None
 

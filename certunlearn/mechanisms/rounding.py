@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import checks
+from certunlearn._numerics import checks, processes
 from certunlearn._numerics.normal_draws import NOISE_SPACINGS
 from certunlearn.mechanisms import base
 
@@ -81,12 +81,11 @@ def check(
     >>> from certunlearn.mechanisms import OutputPerturbation
     >>> check(OutputPerturbation(init_radius=1.0), 1e-3, [np.ones(3, np.float32)])
     """
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    arrays = [array for array in arrays if array.size]
+    arrays = [array for array in map(_stand_in, leaves) if array.size]
     for array in arrays:
         if array.dtype not in (np.float32, np.float64):
             raise ValueError(f"params must be float32 or float64, got {array.dtype}")
-        if not np.all(np.isfinite(array)):
+        if not np.isfinite(_magnitude(array)):
             raise ValueError("params must be finite, got a NaN or an infinity")
     if mechanism.exact:  # no noise that rounding could swallow
         return
@@ -94,7 +93,7 @@ def check(
     for array in arrays:
         # Noise that was added in float64 is rounded with the parameters: post-processing.
         dtype = array.dtype if mechanism.solve_to is None else np.dtype(np.float64)
-        _check_noise(scales, dtype, np.max(np.abs(array)))
+        _check_noise(scales, dtype, _magnitude(array))
     problem = mechanism.rounding_problem(arrays) if arrays else None
     if problem is not None:
         raise ValueError(problem)
@@ -118,7 +117,24 @@ def check_start(
 
 def spacing(array: np.ndarray) -> float:
     """Distance of neighbouring numbers of the array's dtype at its largest magnitude."""
-    return _spacing(array.dtype, np.max(np.abs(array)))
+    return _spacing(array.dtype, _magnitude(array))
+
+
+def _magnitude(array: np.ndarray) -> Any:
+    """The largest magnitude; NaN if a number is one."""
+    if array.ndim and not any(array.strides):  # one number in all places: see `_stand_in`
+        array = array[(0,) * array.ndim]
+    return np.max(np.abs(array))
+
+
+def _stand_in(leaf: Any) -> np.ndarray:
+    """The leaf, or, if it is spread over devices, its largest magnitude in its shape.
+
+    No more of it is needed, so that it need not leave the devices.
+    """
+    if not processes.is_spread(leaf):
+        return np.asarray(leaf)
+    return np.broadcast_to(processes.largest(leaf), leaf.shape)
 
 
 def _spacing(dtype: np.dtype, largest: Any) -> float:

@@ -11,7 +11,7 @@ from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism
-from certunlearn.unlearning import kept_steps, model_loss, noisy_step
+from certunlearn.unlearning import kept_steps, model_loss, noisy_step, placement
 from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for, batch_at
 
@@ -42,13 +42,14 @@ def noisy_steps(
     microbatch_size: int | None = None,
     key: jax.Array,
 ) -> Callable[..., tuple[Carry, StepStats]]:
-    """Compiles `run(carry, data, order, position, step, *, count) -> (carry, stats)`.
+    """Compiles `run(carry, data, order, position, step, *, count, layout=()) -> (carry, stats)`.
 
     `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
     `position` on; `step` is the number of the first. The old carry, whose optimizer state is that
     of `noisy_sgd`, is used up: its memory is used again. For Poisson sampling every step draws its
-    own sample; `order` is then the sampling key's data. `key` is that of the batches, from which
-    the loss's keys are made.
+    own sample; `order` is then the sampling key's data. With `order` None, `data` is the batch or
+    the sample. The new carry lies as `layout` says, see `placement.automatic`. `key` is that of the
+    batches, from which the loss's keys are made.
 
     What was compiled for an earlier run of the same structure and shapes is used again; the
     numbers of the mechanism, the noise, the centre and the loss's arrays are arguments of it.
@@ -69,12 +70,19 @@ def noisy_steps(
     found: list[Callable[..., tuple[Carry, StepStats]]] = []
 
     def run(
-        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
+        carry: Carry,
+        data: ArrayTree,
+        order: jax.Array | None,
+        position: int,
+        step: int,
+        *,
+        count: int,
+        layout: placement.Layout = (),
     ) -> tuple[Carry, StepStats]:
         if not found:
             shapes, make = (varied, carry, data, order), noisy_step.compiled_noisy
             found.append(kept_steps.compiled("noisy", fixed, looked_at, shapes, make))
-        return found[0](varied, carry, data, order, position, step, count=count)
+        return found[0](varied, carry, data, order, position, step, count=count, layout=layout)
 
     return run
 
@@ -87,9 +95,16 @@ def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, 
     """
 
     def run(
-        carry: Carry, data: ArrayTree, order: jax.Array, position: int, step: int, *, count: int
+        carry: Carry,
+        data: ArrayTree,
+        order: jax.Array | None,
+        position: int,
+        step: int,
+        *,
+        count: int,
+        layout: placement.Layout = (),
     ) -> tuple[Carry, StepStats]:
-        del data, order, position, step, count
+        del data, order, position, step, count, layout
         leaves, opt_state = carry
         zeros = jax.tree.map(jnp.zeros_like, leaves)
         updates, opt_state = tx.update(zeros, opt_state, leaves)
@@ -106,11 +121,12 @@ def noiseless_step(
     batch_size: int,
     key: jax.Array,
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
-    """Compiles `one(params, state, data, order, position, step) -> (params, state, batch loss)`.
+    """Compiles `one(params, state, data, order, position, step, layout=())`.
 
     `one` takes step number `step`, without noise, on batch number `position` of the epoch's
-    `order`. The memory of the old parameters and state is used again. `key` is that of the batches,
-    from which the loss's keys are made.
+    `order`, or on `data` if that is None, and returns (params, state, batch loss). The memory of
+    the old parameters and state is used again, and the new ones lie as `layout` says. `key` is that
+    of the batches, from which the loss's keys are made.
     """
 
     arrays, structure = jax.tree.flatten(loss)
@@ -123,15 +139,16 @@ def noiseless_step(
         params: ArrayTree,
         state: optax.OptState,
         data: ArrayTree,
-        order: jax.Array,
+        order: jax.Array | None,
         position: int,
         step: int,
+        layout: placement.Layout = (),
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
         if not found:
             shapes = (arrays, params, state, data, order)
             make = _compiled_noiseless
             found.append(kept_steps.compiled("noiseless", fixed, looked_at, shapes, make))
-        return found[0](arrays, loss_key, params, state, data, order, position, step)
+        return found[0](arrays, loss_key, params, state, data, order, position, step, layout)
 
     return one
 
@@ -147,16 +164,17 @@ class _Noiseless(NamedTuple):
 def _compiled_noiseless(
     this: kept_steps.Compiled[_Noiseless],
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
-    @functools.partial(jax.jit, donate_argnums=(2, 3))
+    @functools.partial(jax.jit, donate_argnums=(2, 3), static_argnums=8)
     def one(
         arrays: list[jax.Array],
         loss_key: jax.Array,
         params: ArrayTree,
         state: optax.OptState,
         data: ArrayTree,
-        order: jax.Array,
+        order: jax.Array | None,
         position: int,
         step: int,
+        layout: placement.Layout,
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
         fixed = this.fixed
         loss_fn: Loss = jax.tree.unflatten(fixed.loss, arrays)
@@ -166,7 +184,8 @@ def _compiled_noiseless(
         updates, state = optax.with_extra_args_support(fixed.optimizer).update(
             grads, state, params, **asked_for(loss_fn, loss, grads, batch, key)
         )
-        return optax.apply_updates(params, updates), state, loss
+        changed = optax.apply_updates(params, updates), state
+        return *placement.constrained(changed, layout), loss
 
     return one
 
@@ -175,7 +194,7 @@ def finetuning_steps(
     one: Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    calls: Iterable[tuple[ArrayTree, jax.Array, int, int, int]],
+    calls: Iterable[tuple[ArrayTree, jax.Array | None, int, int, int]],
 ) -> Iterator[tuple[ArrayTree, jax.Array]]:
     """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each.
 
@@ -185,9 +204,11 @@ def finetuning_steps(
       params: where to start.
       calls: of one step each; see `data_feeds.Call`.
     """
-    params, state = owned((params, optimizer.init(params)))
+    whole = owned((params, optimizer.init(params)))
+    params, state = placement.together(whole, placement.mesh_of(None, params))
+    layout = placement.automatic((params, state))
     for data, order, position, step, _ in calls:
-        params, state, loss = one(params, state, data, order, position, step)
+        params, state, loss = one(params, state, data, order, position, step, layout)
         yield params, loss
 
 

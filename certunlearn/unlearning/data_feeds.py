@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import batches, random_keys, recognition
+from certunlearn._numerics import batches, recognition
 from certunlearn._numerics.batches import Drawn, PoissonSampling
 from certunlearn.unlearning import data_sources, data_streams, inputs, prefetching
 
@@ -22,14 +22,15 @@ class Call(NamedTuple):
 
     Attributes:
       data: all examples, or those of the one batch.
-      order: where the batches' examples are in `data`; for Poisson sampling the key's data.
+      order: where the batches' examples are in `data`, None if it is the batch; for Poisson
+        sampling the key's data.
       position: number of the first batch in `order`.
       step: number of the first step.
       count: how many steps.
     """
 
     data: ArrayTree
-    order: jax.Array
+    order: jax.Array | None
     position: int
     step: int
     count: int  # type: ignore[assignment]  # tuples have a method of this name
@@ -72,6 +73,7 @@ class Feed(abc.ABC):
       batch_size: the only one that is possible; None for any.
       streamed: whether somebody else decided which example comes in which batch.
       shapes: shapes and dtypes of examples; the length of the leading axis means nothing.
+      sample: examples that lie where all do, or shapes if they come from the host.
     """
 
     given: Any
@@ -79,6 +81,11 @@ class Feed(abc.ABC):
     batch_size: int | None = None
     streamed: bool = False
     shapes: ArrayTree
+    sample: ArrayTree
+
+    def batch_shapes(self, size: int) -> ArrayTree:
+        """Shapes of a batch of so many examples."""
+        return _resized(self.shapes, size)
 
     @abc.abstractmethod
     def calls(self, steps: Steps) -> Generator[Call, None, None]:
@@ -128,7 +135,8 @@ class ArrayFeed(Feed):
     def __init__(self, data: ArrayTree) -> None:
         """Checks the arrays."""
         self._raw = data
-        self.given = self.shapes = inputs.arrays("retain_data", data, keys=True)
+        self.given = inputs.arrays("retain_data", data, keys=True)
+        self.shapes = self.sample = self.given
         self.size = batches.data_size(self.given)
 
     def calls(self, steps: Steps) -> Generator[Call, None, None]:
@@ -172,6 +180,7 @@ class SourceFeed(Feed):
         """Fetches a few examples."""
         self.given, self._rows = source, data_sources.Rows(source)
         self.size, self.shapes = self._rows.size, self._rows.shapes
+        self.sample = self.shapes
         # Now, for a state is made where the source may have failed.
         self._digested = self._rows.digested()
 
@@ -194,7 +203,7 @@ class SourceFeed(Feed):
         assert steps.sampling is not None
         for step in range(steps.first, steps.stop):
             key = jax.random.fold_in(steps.key, step)
-            places, taken = _draw(steps.sampling, self.size, key, steps.microbatch_size)
+            places, taken = draw(steps.sampling, self.size, key, steps.microbatch_size)
             yield Drawn(self._rows.fetch(np.asarray(places)), taken)
 
     def trial(self, steps: Steps) -> Call:
@@ -230,7 +239,7 @@ class StreamFeed(Feed):
         """Reads one batch."""
         self.given, self._reader = stream, data_streams.Reader(stream)
         self.size, self.batch_size = stream.size, stream.batch_size
-        self.shapes = self._reader.shapes
+        self.shapes, self.sample = self._reader.shapes, self._reader.sample
 
     def calls(self, steps: Steps) -> Generator[Call, None, None]:
         """One step a call, on its own batch."""
@@ -270,18 +279,15 @@ class StreamFeed(Feed):
 
 # Rows that are fetched at a time where the objective is minimised.
 _ROWS_OF_A_PASS = 1024
-_draw = jax.jit(PoissonSampling.draw, static_argnums=(0, 1, 3))
+draw = jax.jit(PoissonSampling.draw, static_argnums=(0, 1, 3))
 
 
 def _one_by_one(
     fetched: Generator[ArrayTree, None, None], steps: Steps
 ) -> Generator[Call, None, None]:
-    order = jnp.arange(steps.batch_size, dtype=jnp.int32)
-    if steps.sampling is not None:
-        order = jax.random.key_data(random_keys.as_key(steps.key))
     try:
         for step, batch in enumerate(fetched, steps.first):
-            yield Call(batch, order, 0, step, 1)
+            yield Call(batch, None, 0, step, 1)
             del batch
     finally:
         fetched.close()
@@ -292,7 +298,4 @@ def _resized(shapes: ArrayTree, size: int) -> ArrayTree:
 
 
 def _abstract(data: ArrayTree, steps: Steps) -> Call:
-    order = jnp.arange(steps.batch_size, dtype=jnp.int32)
-    if steps.sampling is not None:
-        order = jax.random.key_data(random_keys.as_key(steps.key))
-    return Call(data, order, 0, steps.first, 1)
+    return Call(data, None, 0, steps.first, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from chex import ArrayTree
 
-from certunlearn.unlearning import compiled_steps, interrupts, running
+from certunlearn.unlearning import compiled_steps, interrupts, placement, running
 from certunlearn.unlearning.evaluating import Evaluations
 from certunlearn.unlearning.prepared_run import Prepared, Start
 from certunlearn.unlearning.running import Noisy
@@ -94,6 +94,7 @@ def _finetuned(
                 losses.append(loss)
                 advance(1)
                 evaluations.look(noisy.step + number + 1, trainable, number + 1 == tuning.steps)
+        trainable = placement.like(trainable, prepared.split.trainable)
         running.check_finite(trainable, f"{len(losses)} fine-tuning steps")
     return Finetuned(
         trainable=trainable, losses=losses, evaluations=evaluations.found, start=prepared.start

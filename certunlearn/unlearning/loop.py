@@ -9,6 +9,7 @@ from chex import ArrayTree
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.mechanisms import Mechanism
 from certunlearn.unlearning import (
+    agreement,
     finetuning,
     interrupts,
     preparing,
@@ -148,7 +149,7 @@ def unlearn(
     if prepared.tuning is not None and prepared.stop == mechanism.steps:
         total += prepared.tuning.steps
     with (
-        interrupts.deferred_interrupts() as interrupted,
+        agreement.deferred_interrupts(prepared.split.leaves) as interrupted,
         progress_bar.advancing(total, progress) as advance,
     ):
         noisy = running.run_noisy_steps(prepared, interrupted=interrupted, advance=advance)

@@ -15,7 +15,7 @@ from certunlearn import transforms
 from certunlearn._numerics import batches, checks, norms, random_keys, schedules
 from certunlearn.mechanisms import Mechanism, noisy_optimizer
 from certunlearn.transforms import gradients
-from certunlearn.unlearning import kept_steps, model_loss
+from certunlearn.unlearning import kept_steps, model_loss, placement
 from certunlearn.unlearning.model_loss import Loss
 
 # The parameters that are trained, and the optimizer's state.
@@ -122,23 +122,25 @@ def parts(
 
 
 def compiled_noisy(this: kept_steps.Compiled[Fixed]) -> Callable[..., tuple[Carry, StepStats]]:
-    """The compiled `run(varied, carry, data, order, position, step, *, count)`."""
+    """The compiled `run(varied, carry, data, order, position, step, *, count, layout)`."""
 
-    @functools.partial(jax.jit, static_argnames="count", donate_argnums=1)
+    @functools.partial(jax.jit, static_argnames=("count", "layout"), donate_argnums=1)
     def run(
         varied: Varied,
         carry: Carry,
         data: ArrayTree,
-        order: jax.Array,
+        order: jax.Array | None,
         position: int,
         step: int,
         *,
         count: int,
+        layout: placement.Layout,
     ) -> tuple[Carry, StepStats]:
         fixed = this.fixed
 
         def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
-            return _noisy_step(fixed, varied, carry, data, order, position, step, offset)
+            carry, stats = _noisy_step(fixed, varied, carry, data, order, position, step, offset)
+            return placement.constrained(carry, layout), stats
 
         if count > 1:
             return jax.lax.scan(one, carry, jnp.arange(count))
@@ -155,7 +157,7 @@ def _noisy_step(
     varied: Varied,
     carry: Carry,
     data: ArrayTree,
-    order: jax.Array,
+    order: jax.Array | None,
     position: int | jax.Array,
     first: int | jax.Array,
     offset: jax.Array,
@@ -167,7 +169,10 @@ def _noisy_step(
     key = jax.random.fold_in(varied.loss_key, step)
     factor, stats = 1.0, None
     if fixed.sampling is not None:
-        step_key = jax.random.fold_in(random_keys.as_key(order), step)
+        # Without a key, the sample is drawn already.
+        step_key = None
+        if order is not None:
+            step_key = jax.random.fold_in(random_keys.as_key(order), step)
         batch, factor = fixed.sampling.sample(data, step_key, fixed.microbatch_size)
     else:
         batch = batch_at(data, order, position + offset, fixed.batch_size)
@@ -212,9 +217,11 @@ def asked_for(
 
 
 def batch_at(
-    data: ArrayTree, order: jax.Array, position: int | jax.Array, batch_size: int
+    data: ArrayTree, order: jax.Array | None, position: int | jax.Array, batch_size: int
 ) -> ArrayTree:
-    """Batch number `position` of an epoch's order."""
+    """Batch number `position` of an epoch's order; without an order, the data are the batch."""
+    if order is None:
+        return data
     indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
     return jax.tree.map(lambda x: x[indices], data)
 

@@ -1,5 +1,6 @@
 """Items of an iterator, taken ahead by a thread while the device computes."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Generator
@@ -14,6 +15,10 @@ T = TypeVar("T")
 _PATIENCE = 60.0
 
 
+def _under(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh)
+
+
 class _Outcome(NamedTuple):
     """What the thread came to: an item, an error, or (both None within a last one) the end."""
 
@@ -26,8 +31,8 @@ def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, Non
     """The same items in the same order, up to `depth` of them made before they are asked for.
 
     One thread makes them, one after another, so that what an item is does not depend on timing. It
-    sees JAX's 64-bit mode and default device as the caller does. It ends with the last item, with
-    an error, or when the generator is closed.
+    sees JAX's 64-bit mode, default device and mesh as the caller does. It ends with the last item,
+    with an error, or when the generator is closed.
 
     Args:
       items: a generator; nobody else may use it. It is closed at the end.
@@ -47,13 +52,14 @@ def ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, Non
         return
     settings: Any = jax.config
     wide, device = settings.jax_enable_x64, settings.jax_default_device
+    mesh = jax.sharding.get_mesh()
     made: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
     room, stopping = threading.Semaphore(depth), threading.Event()
 
     def work() -> None:
         try:
-            # Both are settings of a thread.
-            with jax.enable_x64(wide), jax.default_device(device):
+            # These are settings of a thread.
+            with jax.enable_x64(wide), jax.default_device(device), _under(mesh):
                 while True:
                     room.acquire()
                     if stopping.is_set():

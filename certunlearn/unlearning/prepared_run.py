@@ -6,12 +6,13 @@ from collections.abc import Callable
 import jax
 import optax
 from chex import ArrayTree
+from jax.sharding import Mesh
 
 from certunlearn._numerics import batches, checks
 from certunlearn._numerics.batches import PoissonSampling
 from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
-from certunlearn.unlearning import compiled_steps, data_feeds, inputs
+from certunlearn.unlearning import compiled_steps, data_feeds, inputs, placement, spread_feeds
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.data_feeds import Feed, RetainData, Steps
 from certunlearn.unlearning.leaf_split import Split
@@ -32,6 +33,7 @@ class Examples:
       microbatch_size: examples handled at a time, or None for all.
       sampling: how each step draws a sample of its own, as with `DPSGD`; None for batches.
       prefetch: batches that are made ahead, where they are not in memory.
+      mesh: over which parameters or batches are spread; None on one device.
     """
 
     feed: Feed = dataclasses.field(repr=False)
@@ -41,10 +43,16 @@ class Examples:
     microbatch_size: int | None
     sampling: PoissonSampling | None
     prefetch: int
+    mesh: Mesh | None
 
     @classmethod
     def make(
-        cls, retain_data: RetainData, batch_size: int | None, mechanism: Mechanism, more: Options
+        cls,
+        retain_data: RetainData,
+        batch_size: int | None,
+        mechanism: Mechanism,
+        more: Options,
+        params: ArrayTree = (),
     ) -> "Examples":
         """Looks at the data, whatever its kind, and at the sizes.
 
@@ -69,14 +77,22 @@ class Examples:
                 "stream: each step takes every example with a chance of its own"
             )
         one_by_one = more.per_example or sampling is not None
+        microbatch_size = inputs.microbatch(more.microbatch_size, one_by_one)
+        mesh = placement.mesh_of(more.batch_sharding, params, feed.sample)
+        if mechanism.solve_to is None:
+            places = batch_size
+            if sampling is not None:
+                places = sampling.places(feed.size, microbatch_size)
+            feed = spread_feeds.spread(feed, more.batch_sharding, mesh, places)
         return cls(
             feed=feed,
             size=feed.size,
             batch_size=batch_size,
             per_example=more.per_example,
-            microbatch_size=inputs.microbatch(more.microbatch_size, one_by_one),
+            microbatch_size=microbatch_size,
             sampling=sampling,
             prefetch=more.prefetch,
+            mesh=mesh,
         )
 
     @property

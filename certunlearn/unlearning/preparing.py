@@ -1,6 +1,6 @@
 """What a run does before its first step: checks, the noise scale, keys, the start, a rehearsal."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +16,15 @@ from certunlearn.certificates import issuing
 from certunlearn.mechanisms import Mechanism, PlannedRun, rounding
 from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
+    agreement,
     compiled_steps,
     inputs,
     leaf_split,
     model_forms,
     other_state,
     periodic_saves,
+    placement,
+    plan_digests,
     rehearsal,
     resuming,
     solving,
@@ -93,23 +96,15 @@ def prepare(
     solving.check(mechanism, loss_fn, more)
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
-    tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
+    tuning_loss = tuning and finetuning_loss(mechanism, tuning, loss_fn)
     _check_resumption(key, more)
     delta = mechanisms.checked_delta(mechanism, delta)
     form = other_state.checked_form(params, more.recompute_state)
     split = _split(form.params, form.flags(more.frozen))
-    examples = Examples.make(retain_data, batch_size, mechanism, more)
-    mechanism.check_run(
-        PlannedRun(
-            size=examples.size,
-            batch_size=examples.batch_size,
-            per_example=examples.per_example,
-            centered=center is not None,
-            finetuned=tuning is not None or more.recompute_state is not None,
-        )
-    )
-    if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
-        raise ValueError("; ".join(problems))
+    examples = Examples.make(retain_data, batch_size, mechanism, more, split.leaves)
+    split = _placed(split, examples, mechanism, more)
+    finetuned = tuning is not None or more.recompute_state is not None
+    _check_run(mechanism, examples, more, center is not None, finetuned)
     stop = _stop(mechanism, more)
     center = None if center is None else inputs.arrays("center", model_trees.parameters(center))
     if mechanism.exact:  # which trains from the centre: of the trained model it gets the structure
@@ -118,13 +113,14 @@ def prepare(
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
     loss, later = _losses(loss_fn, tuning_loss, split, form, examples)
-    keys, key_source = _keys(key, more.resume)
-    plan = functools.cache(lambda: _plan(mechanism, scale, split, examples, center))
+    settings = plan_digests.settings_of(mechanism, scale, split, examples)
+    keys, key_source = _agreed(_keys(key, more.resume), split, settings, more)
+    plan = plan_digests.planned(settings, split, examples, center)
     with solving.precision(mechanism):
-        start = mechanism.start(split.trainable, middle, keys.noise)
+        start = _start(mechanism, split, middle, keys)
         rounding.check(mechanism, scale, jax.tree.leaves(start))
         tx = _optimizer(mechanism, scale, keys, middle, more)
-        carry = _carry(mechanism, start, tx)
+        carry = placement.together(_carry(mechanism, start, tx), examples.mesh)
         if more.resume is not None:
             carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
         noisy = _noisy_steps(loss, tx, mechanism, scale, middle, examples, keys, carry, more)
@@ -228,7 +224,7 @@ def _center(center: ArrayTree | None, split: leaf_split.Split) -> ArrayTree | No
         return None
     middle = split.like_params("center", center)
     inputs.check_real("center", middle)
-    return middle
+    return placement.like(middle, split.trainable)
 
 
 def _noise_scale(
@@ -275,13 +271,14 @@ def _losses(
     """The losses of the steps with noise and of those without, each tried."""
     one_by_one = examples.per_example or examples.sampling is not None
     size = 1 if one_by_one else examples.batch_size
-    data, trainable = examples.feed.shapes, split.trainable
+    feed, trainable = examples.feed, split.trainable
     loss = Loss.of(loss_fn, split, form)
-    rehearsal.check_loss("loss_fn", loss, trainable, data, size)
+    rehearsal.check_loss("loss_fn", loss, trainable, feed.batch_shapes(size))
     if tuning_loss_fn is None:
         return loss, None
     later = Loss.of(tuning_loss_fn, split, form)
-    rehearsal.check_loss("finetune loss_fn", later, trainable, data, examples.batch_size)
+    batch = feed.batch_shapes(examples.batch_size)
+    rehearsal.check_loss("finetune loss_fn", later, trainable, batch)
     return loss, later
 
 
@@ -295,28 +292,44 @@ def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_l
     return keys_lib.split_key(key), keys_lib.FROM_CALLER
 
 
-def _plan(
-    mechanism: Mechanism,
-    scale: checks.PerStep,
-    split: leaf_split.Split,
-    examples: Examples,
-    center: ArrayTree | None,
-) -> dict[str, str]:
-    """Digests of what decides the course of the run."""
-    return resuming.plan(
-        {
-            "mechanism": mechanisms.to_record(mechanism),
-            "noise_scale": scale,
-            "batch_size": examples.batch_size,
-            "per_example": examples.per_example,
-            "frozen": split.is_frozen,
-        },
-        {
-            "params": jax.tree.unflatten(split.treedef, split.leaves),
-            "retain_data": examples.feed.digested(),
-            "center": center,
-        },
+def _agreed(
+    given: tuple[keys_lib.Keys, str], split: leaf_split.Split, settings: Any, more: Options
+) -> tuple[keys_lib.Keys, str]:
+    return agreement.agreed_keys(*given, split.leaves, settings, more.resume)
+
+
+def _check_run(
+    mechanism: Mechanism, examples: Examples, more: Options, centered: bool, finetuned: bool
+) -> None:
+    """Refuses what the mechanism does not allow."""
+    mechanism.check_run(
+        PlannedRun(
+            size=examples.size,
+            batch_size=examples.batch_size,
+            per_example=examples.per_example,
+            centered=centered,
+            finetuned=finetuned,
+        )
     )
+    if problems := mechanism.size_problems(examples.retain_size, more.forget_size):
+        raise ValueError("; ".join(problems))
+
+
+def _placed(
+    split: leaf_split.Split, examples: Examples, mechanism: Mechanism, more: Options
+) -> leaf_split.Split:
+    """The parameters where they have to lie, if that is on several devices."""
+    leaves = placement.together(split.leaves, examples.mesh)
+    agreement.check_options(leaves, more, mechanism.solve_to is not None)
+    return dataclasses.replace(split, leaves=leaves)
+
+
+def _start(
+    mechanism: Mechanism, split: leaf_split.Split, center: ArrayTree | None, keys: keys_lib.Keys
+) -> ArrayTree:
+    """The start of the run, which lies as the trained parameters do."""
+    start = mechanism.start(split.trainable, center, keys.noise)
+    return placement.like(start, split.trainable)
 
 
 def _resumed(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import archives, files, recognition
+from certunlearn._numerics import archives, files, processes, recognition
 
 
 class UnlearningState(NamedTuple):
@@ -127,7 +127,7 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     so with a warning: delete it once the run is finished.
 
     Raises:
-      ValueError: if the name does not end in `.private.npz`.
+      ValueError: if the name does not end in `.private.npz`, or arrays span processes.
     """
     write_state(path, state)
     warnings.warn(
@@ -140,6 +140,11 @@ def save_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
 def write_state(path: str | os.PathLike[str], state: UnlearningState) -> None:
     """`save_state` without its warning."""
     check_private(path, ".private.npz")
+    if processes.spans_processes(state.leaves):
+        raise ValueError(
+            "state must be whole in this process to go into one file, got arrays that span "
+            "processes: let each write its pieces, with orbax_checkpoints.Saver(folder)"
+        )
     # NumPy's files know bfloat16 and its like by their size only: their bits go there, and names.
     leaves = list(map(np.asarray, state.leaves))
     arrays = {f"leaf{i:06d}": _bits(leaf) for i, leaf in enumerate(leaves)}

@@ -15,18 +15,18 @@ from certunlearn.unlearning.compiled_steps import Carry
 from certunlearn.unlearning.model_loss import Loss
 
 
-def check_loss(name: str, loss: Loss, params: ArrayTree, data: ArrayTree, size: int) -> None:
-    """Traces a loss on a batch of `size` examples.
+def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> None:
+    """Traces a loss on a batch of these shapes.
 
     Raises:
       TypeError: if it returns no loss.
     """
     found: list[str | None] = []
+    size = jax.tree.leaves(batch)[0].shape[0]
 
     def probe(loss: Loss, params: Any, batch: Any, key: Any) -> None:
         found.append(loss_functions.problem(loss.result(params, batch, key), size))
 
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
     try:
         jax.eval_shape(probe, loss, params, batch, jax.random.key(0))
     except Exception as error:
@@ -60,7 +60,7 @@ def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
 def try_noisy_steps(
     run: Callable[..., Any],
     carry: Carry,
-    call: tuple[ArrayTree, jax.Array, int, int, int],
+    call: tuple[ArrayTree, jax.Array | None, int, int, int],
     named: bool,
 ) -> None:
     """Traces the first call of the compiled noisy steps.
@@ -88,7 +88,7 @@ def try_noiseless_step(
     one: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    call: tuple[ArrayTree, jax.Array, int, int, int],
+    call: tuple[ArrayTree, jax.Array | None, int, int, int],
 ) -> None:
     """Traces the first two fine-tuning steps; see `compiled_steps.noiseless_step`.
 

@@ -1,6 +1,5 @@
 """A run's plan in digests, and its state between two steps, from which a stopped run goes on."""
 
-import functools
 import hashlib
 import json
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from certunlearn._numerics import normal_draws, recognition
+from certunlearn._numerics import normal_draws, processes, recognition
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn.unlearning.private_history import UnlearningState
 
@@ -35,7 +34,7 @@ def digest(tree: Any) -> str:
     """SHA-256 of a pytree's paths, dtypes, shapes and values; typed keys count as their words."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        host = np.asarray(_words(leaf))
+        host = processes.on_host(_words(leaf))
         header = [jax.tree_util.keystr(path), str(host.dtype), list(host.shape)]
         found.update(json.dumps(header).encode())
         found.update(host.tobytes())
@@ -49,11 +48,16 @@ def snapshot(carry: ArrayTree, on_host: bool = True) -> tuple[np.ndarray | jax.A
 
     Args:
       carry: parameters and optimizer state.
-      on_host: whether copies are NumPy arrays; else they lie where the originals do.
+      on_host: whether copies are NumPy arrays; else they lie where the originals do. So do always
+        those of arrays that span processes, for others may not be there to send their pieces.
     """
-    copied = np.array if on_host else functools.partial(jnp.array, copy=True)
+
+    def copied(leaf: Any) -> np.ndarray | jax.Array:
+        here = on_host and (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        return np.array(leaf) if here else jnp.array(leaf, copy=True)
+
     try:
-        return tuple(copied(_words(leaf)) for leaf in jax.tree.leaves(carry))
+        return tuple(copied(jnp.asarray(_words(leaf))) for leaf in jax.tree.leaves(carry))
     except RuntimeError:
         return None
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 from chex import ArrayTree
 
@@ -90,6 +91,9 @@ class Options:
         guarantee.
       prefetch: of sources and streams: how many batches a thread makes ahead. 0 makes each when it
         is needed, in the thread of the caller. Batches are the same.
+      batch_sharding: on several devices: how batches lie there, a `NamedSharding` whose first axis
+        is that of the examples. None is as `retain_data` lies, or a copy of each batch on every
+        device if that is on one. See the page on devices.
       solver: for `PerturbedMinimizer`: `solver(loss, params, data, tolerance) -> params`, any way
         to a gradient norm of `tolerance`, which is verified afterwards. It gets float64 parameters,
         within `jax.enable_x64(True)`, and of a source or a `Stream` a function that starts a pass
@@ -126,6 +130,7 @@ class Options:
     save_every: int | None = None
     save_to: str | os.PathLike[str] | Callable[[UnlearningState], object] | None = None
     prefetch: int = 2
+    batch_sharding: jax.sharding.NamedSharding | None = None
     solver: Callable[[Any, Any, Any, float], Any] | None = None
     gradient_allowance: float | None = None
 
@@ -138,6 +143,11 @@ class Options:
         inputs.function("solver", self.solver, "f(loss, params, data, tolerance) -> params", True)
         if self.before_clip is not None:
             inputs.transform("before_clip", self.before_clip)
+        if not isinstance(self.batch_sharding, jax.sharding.NamedSharding | None):
+            raise TypeError(
+                "batch_sharding must be a jax.sharding.NamedSharding, such as NamedSharding(mesh, "
+                f'PartitionSpec("data")), or None; got {inputs.kind(self.batch_sharding)}'
+            )
         if self.resume is not None and not isinstance(self.resume, UnlearningState):
             raise TypeError(
                 "resume must be the state of a stopped run, history.state or load_state(path); got "

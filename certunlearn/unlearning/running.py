@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
+from certunlearn._numerics import processes
 from certunlearn.mechanisms import rounding
-from certunlearn.unlearning import interrupts, periodic_saves, resuming, solving
+from certunlearn.unlearning import interrupts, periodic_saves, placement, resuming, solving
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.data_feeds import Call
 from certunlearn.unlearning.evaluating import Evaluations
@@ -100,10 +101,13 @@ def run_noisy_steps(
             if interrupted():
                 raise KeyboardInterrupt(_UNNOISED)
             here = (0, (solving.as_wide(solved.params), here[1][1]))
+        layout = placement.automatic(here[1])
         with contextlib.closing(_calls(prepared)) as calls:
             for data, order, position, step, count in calls:
                 assert prepared.noisy is not None
-                carry, stats = prepared.noisy(here[1], data, order, position, step, count=count)
+                carry, stats = prepared.noisy(
+                    here[1], data, order, position, step, count=count, layout=layout
+                )
                 here = (step + count, carry)
                 broken = watch.problem(stats, step)
                 if broken is not None:
@@ -122,6 +126,7 @@ def run_noisy_steps(
     trainable = carry[0]
     if prepared.mechanism.solve_to is not None:
         trainable = solving.as_released(trainable, prepared.split.trainable)
+    trainable = placement.like(trainable, prepared.split.trainable)
     check_finite(trainable, f"noisy step {step}")
     rounding.check(prepared.mechanism, prepared.noise_scale, jax.tree.leaves(carry[0]))
     return Noisy(
@@ -161,7 +166,7 @@ class _Watch:
         self.stats: list[StepStats] = []
         self._prepared = prepared
         # The largest magnitude of each leaf so far.
-        self._peaks = [np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(trainable)]
+        self._peaks = list(map(processes.largest, jax.tree.leaves(trainable)))
 
     def problem(self, stats: StepStats, step: int) -> Exception | None:
         """Why the steps of a call are not what the mechanism certifies, or None.
