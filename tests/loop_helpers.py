@@ -58,6 +58,16 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+class Notes:
+    """What a loss notes down. Unlike lists, no two are equal, so no two runs share their steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def append(self, value):
+        self.seen.append(value)
+
+
 @contextlib.contextmanager
 def handler(number, value):
     """A signal's handler for a while, whatever it was: tests may run where it is ignored."""

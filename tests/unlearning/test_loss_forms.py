@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from every_system import SYSTEMS
-from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, loss_fn, run, same
+from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, Notes, loss_fn, run, same
 
 import certunlearn as cu
 from certunlearn._numerics import loss_functions
@@ -84,10 +84,10 @@ def masked(seen):
 
 
 def keys_of(**changes):
-    seen = []
-    result = run(loss=masked(seen), **changes)
+    notes = Notes()
+    result = run(loss=masked(notes), **changes)
     jax.effects_barrier()
-    return result, seen
+    return result, notes.seen
 
 
 def test_every_step_has_a_key_of_its_own_and_so_has_every_step_of_fine_tuning():

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 from flax.training.train_state import TrainState
-from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, loss_fn, run, same
+from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, Notes, loss_fn, run, same
 
 import certunlearn as cu
 from certunlearn._numerics import files
@@ -172,10 +172,10 @@ class Dropped(nnx.Module):
 
 
 def masks_of(**changes):
-    seen = []
-    result = run(params=Dropped(nnx.Rngs(0)), loss=masks(seen), **changes)
+    notes = Notes()
+    result = run(params=Dropped(nnx.Rngs(0)), loss=masks(notes), **changes)
     jax.effects_barrier()
-    return result, seen
+    return result, notes.seen
 
 
 @SLOW
