@@ -96,7 +96,7 @@ def prepare(
     solving.check(mechanism, loss_fn, more)
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
-    tuning_loss = tuning and finetuning_loss(mechanism, tuning, loss_fn)
+    tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
     _check_resumption(key, more)
     delta = mechanisms.checked_delta(mechanism, delta)
     form = other_state.checked_form(params, more.recompute_state)
