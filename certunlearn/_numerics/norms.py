@@ -143,7 +143,11 @@ def sum_of_clipped(rows: ArrayTree, max_norm: ArrayLike) -> Clipped:
     settled = _settle([_widen(leaf) for leaf in leaves], max_norm, rows=1)
     sums = [
         jnp.tensordot(
-            settled.factor.astype(leaf.dtype), leaf, axes=1, precision=jax.lax.Precision.HIGHEST
+            settled.factor.astype(leaf.dtype),
+            leaf,
+            axes=1,
+            precision=jax.lax.Precision.HIGHEST,
+            out_sharding=parallel.sharding_without_rows(leaf),
         )
         for leaf in settled.leaves
     ]
@@ -248,7 +252,6 @@ def _settle(leaves: list[jax.Array], max_norm: ArrayLike, rows: int = 0) -> _Set
     """
     limit = _limit(max_norm, float_formats.common_dtype(leaves))
     dtype = limit.factor.dtype
-    shape = leaves[0].shape[:rows] if leaves else ()
 
     def unsettled(state: _Settled) -> jax.Array:
         again = jnp.any(~_measured(state.total)) & (state.attempt < _ATTEMPTS)
@@ -265,15 +268,9 @@ def _settle(leaves: list[jax.Array], max_norm: ArrayLike, rows: int = 0) -> _Set
             state.attempt + 1, squares.total, factor, inside, state.nonfinite | lost, leaves
         )
 
-    none = jnp.zeros(shape, bool)
-    start = _Settled(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros(shape, dtype),
-        jnp.ones(shape, dtype),
-        none,
-        none,
-        leaves,
-    )
+    none = parallel.no_rows(leaves, rows)
+    first, zero, one = jnp.zeros((), jnp.int32), none.astype(dtype), (~none).astype(dtype)
+    start = _Settled(first, zero, one, none, none, leaves)
     return jax.lax.while_loop(unsettled, measure, start)
 
 

@@ -4,8 +4,9 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from chex import ArrayTree
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from certunlearn._numerics import recognition
@@ -36,6 +37,22 @@ def explicit_sharding(value: jax.Array) -> NamedSharding | None:
     """The sharding that is part of a value's type; None if no axis of its mesh is of that kind."""
     sharding = jax.typeof(value).sharding
     return sharding if sharding.mesh.explicit_axes else None
+
+
+def sharding_without_rows(value: jax.Array) -> NamedSharding | None:
+    """`explicit_sharding` of what is left when an array's first axis is summed over."""
+    sharding = explicit_sharding(value)
+    return None if sharding is None else sharding.update(spec=PartitionSpec(*sharding.spec[1:]))
+
+
+def no_rows(leaves: list[jax.Array], rows: int) -> jax.Array:
+    """False for each row of the leaves' first `rows` axes, spread as these are."""
+    if not (rows and leaves):
+        return jnp.zeros((), bool)
+    sharding = explicit_sharding(leaves[0])
+    if sharding is not None:
+        sharding = sharding.update(spec=PartitionSpec(*sharding.spec[:rows]))
+    return jax.lax.broadcast(False, leaves[0].shape[:rows], out_sharding=sharding)
 
 
 def check_whole(name: str, tree: ArrayTree) -> None:

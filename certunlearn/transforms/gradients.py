@@ -250,8 +250,13 @@ def _after(total: ArrayTree, number: int) -> jax.Array:
 
 
 def _places(batch: ArrayTree) -> jax.Array:
-    """int32 `[batch size]`: each example's place in the batch."""
-    return jnp.arange(loss_functions.size_of(batch), dtype=jnp.int32)
+    """int32 `[batch size]`: each example's place in the batch, where that example lies."""
+    size = loss_functions.size_of(batch)
+    # On a mesh with explicit axes, what goes through `vmap` together must be spread alike.
+    sharding = parallel.explicit_sharding(jax.tree.leaves(batch)[0])
+    if sharding is not None:
+        sharding = sharding.update(spec=jax.sharding.PartitionSpec(*sharding.spec[:1]))
+    return jax.lax.broadcasted_iota(jnp.int32, (size,), 0, out_sharding=sharding)
 
 
 def _folded(key: jax.Array | None, place: jax.Array) -> jax.Array | None:

@@ -260,7 +260,7 @@ def test_every_old_argument_has_a_new_place():
     table = rows("CHANGELOG.md", "### Arguments of `cu.unlearn`")
     old = {re.match(r"`(\w+)=", row[0]).group(1) for row in table}
     options = {f.name for f in dataclasses.fields(cu.Options)}
-    newer = {"solver", "gradient_allowance", "save_every", "save_to", "prefetch"}
+    newer = {"solver", "gradient_allowance", "save_every", "save_to", "prefetch", "batch_sharding"}
     assert old - {"finetune", "finetune_loss_fn"} == options - newer
     assert {f.name for f in dataclasses.fields(cu.Finetune)} == {"optimizer", "steps", "loss_fn"}
 
