@@ -9,8 +9,8 @@ import tempfile
 
 import jax
 
-# A script for a process of its own, with eight devices.
-collect_ignore = ["sharding_script.py"]
+# Scripts for processes of their own, with several devices.
+collect_ignore = ["sharding_script.py", "devices_script.py", "processes_script.py"]
 
 _COMPILED = tempfile.TemporaryDirectory(prefix="certunlearn-tests-", ignore_cleanup_errors=True)
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)

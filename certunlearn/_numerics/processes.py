@@ -50,7 +50,10 @@ def on_host(leaf: Any) -> np.ndarray:
 
 def largest(leaf: jax.Array) -> np.ndarray:
     """The largest magnitude in an array, in its dtype, worked out where it lies; NaN if one is."""
-    return np.asarray(jnp.max(jnp.abs(leaf), initial=0))
+    if not is_spread(leaf):
+        return np.max(np.abs(np.asarray(leaf)), initial=0)
+    with jax.enable_x64(jax.config.jax_enable_x64 or leaf.dtype == jnp.float64):
+        return np.asarray(jnp.max(jnp.abs(leaf), initial=0))
 
 
 def check_agreed(what: str, *content: bytes) -> None:

@@ -297,6 +297,7 @@ POSITIVE = st.floats(1e-9, 1e9)
     delta=st.floats(1e-12, 0.9),
     ran=st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_whatever_is_issued_verifies(fields, scale, delta, ran, tmp_path_factory):
     mechanism = GradientClipping(**fields, steps=3, memoryless=False)
     try:

@@ -144,6 +144,7 @@ def logistic_chain():
         pytest.param(cu.ProjectedNoisySGD, 0.6, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_chain_of_three_requests_stays_within_its_distances(kind, radius):
     loss, features, labels, requests = logistic_chain()
     rate, steps, noise = 0.8, 3, np.random.default_rng(9)

@@ -100,6 +100,7 @@ def test_state_structure_is_stable_and_plain(name):
 
 
 @pytest.mark.parametrize("scale", [0.2, (0.1, 0.2, 0.3), jnp.array([0.1, 0.2, 0.3])])
+@pytest.mark.slow
 def test_inject_hyperparams_draws_the_same_noise(scale):
     wrapped = optax.inject_hyperparams(noisy_optimizer.noisy_sgd, static_args=("key",))
     out, state = run(wrapped(MECHANISM, scale, key=KEY), [GRADIENT] * 4)

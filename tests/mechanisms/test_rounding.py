@@ -60,6 +60,7 @@ def test_noise_below_the_spacing_is_refused_before_anything_runs():
         cu.unlearn(loss.loss_fn, trained, (x[3:], y[3:]), mechanism, **options)
 
 
+@pytest.mark.slow
 def test_few_steps_pass_more_need_float64_and_too_many_are_refused():
     _, _, trained, mechanism = logistic_problem(5, 5)
     sigma = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5)

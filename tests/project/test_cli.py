@@ -118,6 +118,7 @@ def test_plan_shows_what_an_accountant_refuses(capsys):
 OTHER = ["plan", "--epsilon", "1", "--delta", "1e-5", "--mechanism"]
 
 
+@pytest.mark.slow
 def test_plan_of_another_mechanism(capsys):
     fields = ["--set", "model_radius=0.5", "--set", "clip_norm=null", "--init-radius", "1"]
     arguments = [*OTHER, "ModelClipping", *fields, "--learning-rate", "0.1", "--steps", "3"]
@@ -275,6 +276,7 @@ def test_verify_reports_parameters_that_cannot_be_read(released, capsys):
     assert_one_line_error(cli.main([*arguments, str(broken)]), capsys.readouterr(), 1)
 
 
+@pytest.mark.slow
 def test_verify_reads_many_small_leaves_but_not_what_is_too_large(released, capsys):
     params = {f"layer{i}/bias": np.ones(1, np.float32) for i in range(6_000)}
     path, saved = released / "many.json", released / "many.npz"

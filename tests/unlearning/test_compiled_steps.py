@@ -72,12 +72,12 @@ def convolutions(jaxpr, in_loop=False):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_no_gradient_is_computed_inside_of_a_loop(name):
     run, arguments = step_of(MECHANISMS[name])
-    program = jax.make_jaxpr(lambda *args: run(*args, count=1))(*arguments)
+    program = jax.make_jaxpr(lambda *args: run(*args, count=1, layout=()))(*arguments)
     inside = convolutions(program.jaxpr)
     assert len(inside) >= 5
     assert not any(inside)
     # Several steps in one call are a loop, which is seen.
-    program = jax.make_jaxpr(lambda *args: run(*args, count=2))(*arguments)
+    program = jax.make_jaxpr(lambda *args: run(*args, count=2, layout=()))(*arguments)
     assert all(convolutions(program.jaxpr))
 
 
@@ -99,7 +99,7 @@ def looped(text):
 def test_a_compiled_step_has_fast_convolutions_and_uses_its_memory_again(name):
     run, arguments = step_of(MECHANISMS[name])
     carry = arguments[1]
-    compiled = run.lower(*arguments, count=1).compile()
+    compiled = run.lower(*arguments, count=1, layout=()).compile()
     text = compiled.as_text()
     if jax.default_backend() == "cpu":
         # In a loop, or what was one, the gradients' convolutions keep layouts such as f01b_i01o.

@@ -187,6 +187,7 @@ def test_a_thousand_requests_leave_no_more_than_the_first():
     assert (len(jax.devices()[0].client.live_executables()), len(kept_steps._kept)) == before
 
 
+@pytest.mark.slow
 def test_a_bounded_number_of_programs_is_kept():
     def make(this):
         return jax.jit(lambda x: x * this.fixed)

@@ -274,6 +274,7 @@ def poisoned(index):
     ids=["descent", "projected"],
 )
 @pytest.mark.parametrize("rolled", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.slow
 def test_a_step_that_must_contract_cannot_be_left_out(mechanism, rolled, monkeypatch):
     monkeypatch.setattr(compiled_steps, "rolled", lambda: rolled)
     order = np.concatenate(list(cu.batch_indices(cu.split_key(jax.random.key(7)).data, 24, 8, 3)))

@@ -198,6 +198,7 @@ def own(params, batch):
 
 
 @pytest.mark.parametrize("microbatch_size", [None, 7])
+@pytest.mark.slow
 def test_averages_are_of_the_examples_taken(microbatch_size):
     result = trained(own, microbatch_size=microbatch_size)
     x = np.asarray(DATA["x"][:, 0])
@@ -260,6 +261,7 @@ def test_a_sample_with_nobody_adds_noise_only():
     assert 0 < np.abs(result.params["w"]).max() < 2e-6
 
 
+@pytest.mark.slow
 def test_a_sample_too_large_for_its_room_is_cut(monkeypatch):
     monkeypatch.setattr(batches, "OVERFLOW_CHANCE", 0.9)
     data, cut = {"i": jnp.arange(SIZE)}, 0

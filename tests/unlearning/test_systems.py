@@ -140,6 +140,7 @@ def test_noise_on_the_start_is_not_that_of_a_step():
 
 @pytest.mark.parametrize("name", ["model", "model after noise", "projected"])
 @pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.slow
 def test_models_stay_in_their_ball(name, centered):
     center = jax.tree.map(lambda x: 0 * x + 10.0, PARAMS) if centered else None
     mechanism = dataclasses.replace(SYSTEMS[name], learning_rate=1.5 if name != "projected" else 1)
@@ -299,6 +300,7 @@ def dp_steps(count, data, mechanism=SYSTEMS["dp"], params=PARAMS, loss=loss_fn):
     return jax.tree.unflatten(treedef, carry[0])
 
 
+@pytest.mark.slow
 def test_an_update_is_the_sum_of_clipped_gradients_of_the_sample():
     data = {"x": DATA["x"].at[7].set(jnp.nan), "y": DATA["y"]}
     released = dp_steps(1, data)
@@ -328,6 +330,7 @@ def test_the_noise_of_dp_sgd_is_its_multiplier():
     assert scipy.stats.kstest(values, "norm", (0, 1.08 * scale)).pvalue < 1e-3
 
 
+@pytest.mark.slow
 def test_poisson_samples_differ_from_step_to_step():
     steps = data_feeds.Steps(
         key=jax.random.key(0),
