@@ -1,5 +1,6 @@
 """Arrays that lie on several devices or processes: their numbers on the host, and agreement."""
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -52,7 +53,8 @@ def largest(leaf: jax.Array) -> np.ndarray:
     """The largest magnitude in an array, in its dtype, worked out where it lies; NaN if one is."""
     if not is_spread(leaf):
         return np.max(np.abs(np.asarray(leaf)), initial=0)
-    with jax.enable_x64(jax.config.jax_enable_x64 or leaf.dtype == jnp.float64):
+    wide = jax.enable_x64(True) if leaf.dtype == jnp.float64 else contextlib.nullcontext()
+    with wide:
         return np.asarray(jnp.max(jnp.abs(leaf), initial=0))
 
 
