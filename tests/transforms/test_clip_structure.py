@@ -30,6 +30,24 @@ def test_what_is_measured_is_what_is_scaled(mode):
         assert math.hypot(exact_norm(w), exact_norm(v)) <= 1e-9
 
 
+@pytest.mark.parametrize("clip", [norms.clip_tree, norms.sum_of_clipped])
+def test_only_the_loop_reads_the_numbers(clip):
+    # Where anything else reads them, a compiler may work them out twice, and scale other numbers.
+    leaf = jnp.ones((3, 300))
+    jaxpr = jax.make_jaxpr(lambda leaf: clip({"w": leaf}, 1.0).tree)(leaf).jaxpr
+    while any(inner := [e for e in jaxpr.eqns if e.primitive.name in ("jit", "pjit")]) and not any(
+        e.primitive.name == "while" for e in jaxpr.eqns
+    ):
+        jaxpr = inner[0].params["jaxpr"].jaxpr
+    readers = [
+        e for e in jaxpr.eqns if jaxpr.invars[0] in [v for v in e.invars if v in jaxpr.invars]
+    ]
+    assert [e.primitive.name for e in readers] == ["while"]
+    out = [v for v in readers[0].outvars if v.aval.shape == leaf.shape]
+    assert len(out) == 1  # which is scaled
+    assert any(out[0] is v for e in jaxpr.eqns for v in e.invars)
+
+
 def test_summed_examples_are_each_inside():
     # One example at a time is not zero, so its share of the sum can be read.
     rng = np.random.default_rng(1)
