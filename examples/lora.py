@@ -1,6 +1,7 @@
 """LoRA: adapters unlearn, the base that they adapt stays as it is.
 
-Shows: `Options(frozen=...)` for all parameters but `nnx.LoRAParam`; `center=` new adapters.
+Shows: `Options(frozen=nnx.Not(nnx.LoRAParam))`, so that adapters alone are trained; `center=` new
+adapters.
 Keeps the guarantee: the base is public. The certificate covers the adapters alone.
 Would void it: a base that was trained on the rows to be forgotten.
 """
@@ -47,15 +48,12 @@ for _ in range(100):
 
 model = nnx.clone(center)
 model.second.lora.lora_b[...] += 1.0  # in practice: adapters trained on private rows
-is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
-is_base = lambda leaf: not isinstance(leaf, nnx.LoRAParam)
-frozen = jax.tree.map(is_base, nnx.state(model, nnx.Param), is_leaf=is_variable)
 mechanism = cu.GradientClipping(init_radius=0.05, clip_norm=1.0, learning_rate=0.005, steps=6)
 request = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 100, "progress": False}
 request["accountant"] = (
     "interpolation"  # a formula; the default takes longer, and asks for less noise
 )
-options, finetune = cu.Options(frozen=frozen), cu.Finetune(optax.adam(0.01), 200)
+options, finetune = cu.Options(frozen=nnx.Not(nnx.LoRAParam)), cu.Finetune(optax.adam(0.01), 200)
 result = cu.unlearn(
     loss_fn, model, retain, mechanism, **request, center=center, finetune=finetune, options=options
 )

@@ -126,6 +126,13 @@ class _MadeArray(Protocol):
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray: ...
 
 
+@runtime_checkable
+class _FindsDuplicates(Protocol):
+    """What `flax.nnx` has from some version on."""
+
+    def find_duplicates(self, node: Any, /) -> list[list[tuple[Any, ...]]]: ...
+
+
 # The fields of Flax's `TrainState` that hold no model state, or whose content is left behind.
 _TRAIN_STATE_FIELDS = ("step", "apply_fn", "params", "tx", "opt_state")
 
@@ -270,6 +277,22 @@ def nnx_of(model: object) -> Any:
     # Whoever has a module has imported Flax; nobody else must have it installed.
     nnx = sys.modules.get("flax.nnx")
     return nnx if nnx is not None and isinstance(model, nnx.Module) else None
+
+
+def nnx_shared_paths(model: Any) -> list[list[tuple[Any, ...]]]:
+    """Groups of paths at which an NNX module holds one thing; none if this Flax cannot say."""
+    nnx = nnx_of(model)
+    return nnx.find_duplicates(model) if isinstance(nnx, _FindsDuplicates) else []
+
+
+def is_filter(value: object, nnx_model: bool = False) -> bool:
+    """Whether it is what picks parameters in NNX: a type, a function, a tag, or `...`.
+
+    Of an NNX model it may also be a list of these, which for others is a pytree.
+    """
+    if nnx_model and isinstance(value, list | tuple):
+        return True
+    return is_leaf(value) and (value is ... or isinstance(value, str) or callable(value))
 
 
 def holds_equinox_module(tree: object) -> bool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from chex import ArrayTree
 
 from certunlearn._numerics import model_trees, recognition
-from certunlearn.unlearning import model_layouts
+from certunlearn.unlearning import model_filters, model_layouts
 from certunlearn.unlearning.model_layouts import AsGiven, EquinoxLayout, Layout, NnxLayout
 
 
@@ -40,7 +40,16 @@ class ModelForm(abc.ABC):
         return self.layout.build(params, self.kept, jax.random.key(0) if key is None else key)
 
     def flags(self, frozen: Any) -> Any:
-        """`Options.frozen`, structured like `params` if it is structured like the model."""
+        """`Options.frozen`, structured like `params` if it is structured like the model.
+
+        Raises:
+          TypeError: if it is a filter, and this is no NNX model.
+        """
+        if recognition.is_filter(frozen):
+            raise TypeError(
+                f"frozen must be a pytree of bools structured like params, a {self.kind}; filters "
+                f"are for NNX modules; got {frozen!r:.80}"
+            )
         return frozen
 
     @abc.abstractmethod
@@ -156,6 +165,14 @@ class Nnx(ModelForm):
         layout = NnxLayout.of(model, nnx)
         self.layout, self._nnx = layout, nnx
         self.seen = tuple(layout.blanks)
+        self._shared = recognition.nnx_shared_paths(model)
+
+    def flags(self, frozen: Any) -> Any:
+        """What a filter says of each parameter; bools as they are."""
+        nnx = self._nnx
+        if isinstance(frozen, nnx.Module) or not recognition.is_filter(frozen, nnx_model=True):
+            return frozen
+        return model_filters.flags(nnx, frozen, self.params, self._shared)
 
     def state_of(self, remade: Any, view: Any) -> Any:
         """The state of a module that was returned, or changed in place; else what was returned."""
@@ -189,6 +206,7 @@ class Equinox(ModelForm):
 
     def flags(self, frozen: Any) -> Any:
         """Those of its parameters, of a pytree of bools like the model or a part of one."""
+        frozen = super().flags(frozen)
         structure: Any = jax.tree.structure(self.params)
         if frozen is None or structure == jax.tree.structure(frozen):
             return frozen

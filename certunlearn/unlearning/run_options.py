@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -67,7 +68,9 @@ class Options:
         fine-tuning optimizers get.
       frozen: pytree of bools structured like `params`, True where a leaf stays as it is; one bool
         may stand for all leaves below it. Of an NNX module it is structured like `nnx.state(model,
-        nnx.Param)`. Frozen leaves are outside the guarantee and must not depend on the forget set.
+        nnx.Param)`, or an NNX filter that is true of what stays, such as
+        `nnx.Not(nnx.LoRAParam)`; in the place of numbers the filter gets shapes. Frozen leaves are
+        outside the guarantee and must not depend on the forget set.
       forget_size: number of forget examples, for the record.
       recompute_state: `recompute_state(params, retain_data)` makes the model state other than
         parameters anew from the released parameters; see `recompute_statistics`. It gets what
@@ -120,7 +123,7 @@ class Options:
     per_example: bool = False
     microbatch_size: int | None = None
     before_clip: optax.GradientTransformation | None = None
-    frozen: ArrayTree | None = None
+    frozen: ArrayTree | Callable[..., object] | EllipsisType | None = None
     forget_size: int | None = None
     recompute_state: Callable[[Any, Any], Any] | None = None
     stop_after: int | None = None

@@ -208,13 +208,7 @@ class Adapted(nnx.Module):
 @SLOW
 def test_lora_is_trained_while_its_base_is_frozen():
     model = Adapted(nnx.Rngs(0))
-    variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    frozen = jax.tree.map(
-        lambda leaf: not isinstance(leaf, nnx.LoRAParam),
-        nnx.state(model, nnx.Param),
-        is_leaf=variable,
-    )
-    result = run(params=model, loss=nnx_loss, frozen=frozen)
+    result = run(params=model, loss=nnx_loss, frozen=nnx.Not(nnx.LoRAParam))
     assert same(nnx.state(result.params.base), nnx.state(model.base))
     assert not same(nnx.state(result.params.lora), nnx.state(model.lora))
     assert [name.split("/")[0] for name in result.certificate.coverage["frozen"]] == ["base"] * 2
