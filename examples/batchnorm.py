@@ -41,9 +41,7 @@ model = Network(nnx.Rngs(0))  # in practice: the trained model
 model.norm.mean[...] += 100.0  # what only the trained model knows
 mechanism = cu.GradientClipping(init_radius=0.05, clip_norm=1.0, learning_rate=0.005, steps=6)
 request = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 100, "progress": False}
-request["accountant"] = (
-    "interpolation"  # a formula; the default takes longer, and asks for less noise
-)
+request["accountant"] = "interpolation"  # takes no time; the default asks for less noise
 try:
     cu.unlearn(loss_fn, model, retain, mechanism, **request)
 except ValueError as refusal:  # ... carries state besides parameters (norm/mean, norm/var) ...

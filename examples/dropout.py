@@ -41,9 +41,7 @@ retain = {"x": images[:1000], "y": labels[:1000]}  # rows 1000 to 1299 are to be
 model = Network(nnx.Rngs(0))  # in practice: the trained model
 mechanism = cu.GradientClipping(init_radius=0.05, clip_norm=1.0, learning_rate=0.005, steps=6)
 request = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 100, "progress": False}
-request["accountant"] = (
-    "interpolation"  # a formula; the default takes longer, and asks for less noise
-)
+request["accountant"] = "interpolation"  # takes no time; the default asks for less noise
 finetune = cu.Finetune(optax.adam(0.01), 100)
 result = cu.unlearn(loss_fn, model, retain, mechanism, **request, finetune=finetune)
 released, certificate = result.params, result.certificate

@@ -50,9 +50,7 @@ model = nnx.clone(center)
 model.second.lora.lora_b[...] += 1.0  # in practice: adapters trained on private rows
 mechanism = cu.GradientClipping(init_radius=0.05, clip_norm=1.0, learning_rate=0.005, steps=6)
 request = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 100, "progress": False}
-request["accountant"] = (
-    "interpolation"  # a formula; the default takes longer, and asks for less noise
-)
+request["accountant"] = "interpolation"  # takes no time; the default asks for less noise
 options, finetune = cu.Options(frozen=nnx.Not(nnx.LoRAParam)), cu.Finetune(optax.adam(0.01), 200)
 result = cu.unlearn(
     loss_fn, model, retain, mechanism, **request, center=center, finetune=finetune, options=options

@@ -40,9 +40,7 @@ retain = np.int32((starts + 3 * np.arange(9)) % 8)  # every token is the one bef
 model = Transformer(nnx.Rngs(0))  # in practice: the trained model
 mechanism = cu.GradientClipping(init_radius=0.05, clip_norm=1.0, learning_rate=0.005, steps=6)
 request = {"epsilon": 1.0, "delta": 1e-5, "batch_size": 100, "progress": False}
-request["accountant"] = (
-    "interpolation"  # a formula; the default takes longer, and asks for less noise
-)
+request["accountant"] = "interpolation"  # takes no time; the default asks for less noise
 finetune = cu.Finetune(optax.adam(0.01), 100)
 result = cu.unlearn(loss_fn, model, retain, mechanism, **request, finetune=finetune)
 released, certificate = result.params, result.certificate
