@@ -74,7 +74,8 @@ def of_unlearn(network: Network) -> int:
 
     jax.clear_caches()  # or the step is no new one, if the same was compiled before
     loops.unlearn(network, 2, 2, between)
-    return largest[0] - bytes_of(network.data)
+    batch = jax.tree.map(lambda leaf: leaf[: network.batch_size], network.data)
+    return largest[0] - bytes_of(batch)
 
 
 def row(network: Network) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""Batches of retain data: drawn on the device, without replacement within an epoch."""
+"""Batches of retain data, without replacement within an epoch; Poisson samples."""
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import ArrayTree
 
 from certunlearn._numerics import binomial, checks, random_keys
@@ -44,9 +47,50 @@ def check_batch_size(batch_size: int, size: int) -> int:
     return batch_size
 
 
-def epoch_order(key: jax.Array, epoch: int, size: int) -> jax.Array:
-    """int32 `[size]`: the order of the examples in epoch number `epoch`."""
+def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
+    """int32 `[size]`: the order of the examples in epoch number `epoch`.
+
+    It is that of `jax.random.permutation(jax.random.fold_in(key, epoch), size)`.
+    """
+    if jax.default_backend() != "cpu":
+        return np.asarray(_permutation(key, epoch, size))
+    # XLA sorts slowly on CPU: for small networks that took as long as the steps.
+    order = places = np.arange(size, dtype=np.int32)
+    for words in _sort_words(key, epoch, size):
+        # In the low half the place: equal words stay in their order, and the sort gives the places.
+        packed = np.asarray(words).astype(np.uint64)
+        packed <<= 32
+        packed |= places.view(np.uint32)
+        packed.sort()
+        packed &= 2**32 - 1
+        order = order[packed]
+    return order
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sort_words(key: jax.Array, epoch: int, size: int) -> list[jax.Array]:
+    """The words by which `jax.random.permutation` sorts, round after round."""
+    key, found = jax.random.fold_in(key, epoch), []
+    for _ in range(math.ceil(3 * math.log(size) / math.log(2**32 - 1))):
+        key, own = jax.random.split(key)
+        found.append(jax.random.bits(own, (size,), jnp.uint32))
+    return found
+
+
+def batches_from(
+    key: jax.Array, size: int, batch_size: int, first: int = 0
+) -> Iterator[np.ndarray]:
+    """int32 `[batch_size]`: the indices of each step's batch, from step number `first` on."""
+    per_epoch = size // batch_size
+    for epoch in itertools.count(first // per_epoch):
+        order = epoch_order(key, epoch, size)
+        for position in range(first % per_epoch if epoch == first // per_epoch else 0, per_epoch):
+            yield order[position * batch_size : (position + 1) * batch_size]
 
 
 def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
@@ -78,12 +122,8 @@ def batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Ite
 
 
 def _batch_indices(key: jax.Array, size: int, batch_size: int, steps: int) -> Iterator[jax.Array]:
-    per_epoch = size // batch_size
-    for step in range(steps):
-        epoch, position = divmod(step, per_epoch)
-        if position == 0:
-            order = epoch_order(key, epoch, size)
-        yield order[position * batch_size : (position + 1) * batch_size]
+    for indices in itertools.islice(batches_from(key, size, batch_size), steps):
+        yield jnp.asarray(indices)
 
 
 def poisson_capacity(

@@ -69,7 +69,7 @@ def train(
 ) -> ArrayTree:
     """Trains without noise, in the loop that `unlearn` fine-tunes with."""
     loss = Loss.of(functools.partial(mean_loss, net), Split.make(params))
-    one = steps_lib.noiseless_step(loss, optimizer, batch_size, key)
+    one = steps_lib.noiseless_step(loss, optimizer, key)
     planned = data_feeds.Steps(key=key, batch_size=batch_size, first=0, stop=steps)
     calls = data_feeds.feed_of(data).calls(planned)
     for trained, _ in steps_lib.finetuning_steps(one, optimizer, params, calls):

@@ -6,28 +6,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism
-from certunlearn.unlearning import kept_steps, model_loss, noisy_step, placement
+from certunlearn.unlearning import data_feeds, kept_steps, model_loss, noisy_step, placement
 from certunlearn.unlearning.model_loss import Loss
-from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for, batch_at
+from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for
 
-# Steps in one compiled call where a rolled loop is cheap. On CPU it is not: XLA runs a convolution
-# inside a rolled loop about 30 times slower than outside, so there one call is one step.
+# Steps in one compiled call, if they are so short that starting each by itself would cost more.
 _STEPS_PER_CALL = 32
+# With more parameters a step takes so long that starting it costs nothing beside it.
+_MOST_PARAMETERS = {"cpu": 2**18}
+_MOST_PARAMETERS_ELSEWHERE = 2**22
 
 
-def rolled() -> bool:
-    """Whether many steps go into one compiled call."""
-    return jax.default_backend() != "cpu"
+def longest_call(params: ArrayTree, convolutions: bool) -> int:
+    """Most steps in one compiled call.
 
+    On CPU, convolutions are not put into a loop: XLA runs them there about 30 times slower.
 
-def longest_call() -> int:
-    """Most steps in one compiled call."""
-    return _STEPS_PER_CALL if rolled() else 1
+    Args:
+      params: what is trained.
+      convolutions: whether the loss computes any.
+    """
+    backend = jax.default_backend()
+    if backend == "cpu" and convolutions:
+        return 1
+    most = _MOST_PARAMETERS.get(backend, _MOST_PARAMETERS_ELSEWHERE)
+    return _STEPS_PER_CALL if sum(leaf.size for leaf in jax.tree.leaves(params)) <= most else 1
 
 
 def noisy_steps(
@@ -37,19 +46,16 @@ def noisy_steps(
     *,
     center: ArrayTree | None = None,
     before_clip: optax.GradientTransformation | None = None,
-    batch_size: int,
     per_example: bool = False,
     microbatch_size: int | None = None,
     key: jax.Array,
 ) -> Callable[..., tuple[Carry, StepStats]]:
-    """Compiles `run(carry, data, order, position, step, *, count, layout=()) -> (carry, stats)`.
+    """Compiles `run(carry, data, sampling_key, step, *, count, most=1, layout=())`.
 
-    `run` takes `count` noisy steps on consecutive batches of the epoch's `order`, from batch number
-    `position` on; `step` is the number of the first. The old carry, whose optimizer state is that
-    of `noisy_sgd`, is used up: its memory is used again. For Poisson sampling every step draws its
-    own sample; `order` is then the sampling key's data. With `order` None, `data` is the batch or
-    the sample. The new carry lies as `layout` says, see `placement.automatic`. `key` is that of the
-    batches, from which the loss's keys are made.
+    `run` takes `count` noisy steps and returns (carry, stats); the arguments are those of
+    `data_feeds.Call`. The old carry, whose optimizer state is that of `noisy_sgd`, is used up: its
+    memory is used again. The new carry lies as `layout` says, see `placement.automatic`. `key` is
+    that of the batches, from which the loss's keys are made.
 
     What was compiled for an earlier run of the same structure and shapes is used again; the
     numbers of the mechanism, the noise, the centre and the loss's arrays are arguments of it.
@@ -62,7 +68,6 @@ def noisy_steps(
         before_clip,
         per_example,
         microbatch_size,
-        batch_size,
         key,
     )
     structure = (loss.function, loss.layout, loss.treedef, loss.is_frozen)
@@ -72,17 +77,22 @@ def noisy_steps(
     def run(
         carry: Carry,
         data: ArrayTree,
-        order: jax.Array | None,
-        position: int,
+        sampling_key: jax.Array | None,
         step: int,
         *,
         count: int,
+        most: int = 1,
         layout: placement.Layout = (),
     ) -> tuple[Carry, StepStats]:
         if not found:
-            shapes, make = (varied, carry, data, order), noisy_step.compiled_noisy
+            shapes, make = (varied, carry, data, sampling_key), noisy_step.compiled_noisy
             found.append(kept_steps.compiled("noisy", fixed, looked_at, shapes, make))
-        return found[0](varied, carry, data, order, position, step, count=count, layout=layout)
+        carry, stats = found[0](
+            varied, carry, data, sampling_key, step, count, most=most, layout=layout
+        )
+        if count < most:  # of steps that were not taken there are no numbers
+            stats = jax.tree.map(lambda numbers: np.asarray(numbers)[:count], stats)
+        return carry, stats
 
     return run
 
@@ -97,14 +107,14 @@ def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, 
     def run(
         carry: Carry,
         data: ArrayTree,
-        order: jax.Array | None,
-        position: int,
+        sampling_key: jax.Array | None,
         step: int,
         *,
         count: int,
+        most: int = 1,
         layout: placement.Layout = (),
     ) -> tuple[Carry, StepStats]:
-        del data, order, position, step, count, layout
+        del data, sampling_key, step, count, most, layout
         leaves, opt_state = carry
         zeros = jax.tree.map(jnp.zeros_like, leaves)
         updates, opt_state = tx.update(zeros, opt_state, leaves)
@@ -118,19 +128,17 @@ def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, 
 def noiseless_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    batch_size: int,
     key: jax.Array,
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
-    """Compiles `one(params, state, data, order, position, step, layout=())`.
+    """Compiles `one(params, state, batch, step, layout=())`.
 
-    `one` takes step number `step`, without noise, on batch number `position` of the epoch's
-    `order`, or on `data` if that is None, and returns (params, state, batch loss). The memory of
-    the old parameters and state is used again, and the new ones lie as `layout` says. `key` is that
-    of the batches, from which the loss's keys are made.
+    `one` takes step number `step`, without noise, and returns (params, state, batch loss). The
+    memory of the old parameters and state is used again, and the new ones lie as `layout` says.
+    `key` is that of the batches, from which the loss's keys are made.
     """
 
     arrays, structure = jax.tree.flatten(loss)
-    fixed = _Noiseless(structure, optimizer, batch_size)
+    fixed = _Noiseless(structure, optimizer)
     looked_at = ((loss.function, loss.layout, loss.treedef, loss.is_frozen), *fixed[1:])
     loss_key = model_loss.loss_key(key)
     found: list[Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]] = []
@@ -138,17 +146,14 @@ def noiseless_step(
     def one(
         params: ArrayTree,
         state: optax.OptState,
-        data: ArrayTree,
-        order: jax.Array | None,
-        position: int,
+        batch: ArrayTree,
         step: int,
         layout: placement.Layout = (),
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
         if not found:
-            shapes = (arrays, params, state, data, order)
-            make = _compiled_noiseless
+            shapes, make = (arrays, params, state, batch), _compiled_noiseless
             found.append(kept_steps.compiled("noiseless", fixed, looked_at, shapes, make))
-        return found[0](arrays, loss_key, params, state, data, order, position, step, layout)
+        return found[0](arrays, loss_key, params, state, batch, step, layout)
 
     return one
 
@@ -158,27 +163,23 @@ class _Noiseless(NamedTuple):
 
     loss: Any
     optimizer: optax.GradientTransformation
-    batch_size: int
 
 
 def _compiled_noiseless(
     this: kept_steps.Compiled[_Noiseless],
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
-    @functools.partial(jax.jit, donate_argnums=(2, 3), static_argnums=8)
+    @functools.partial(jax.jit, donate_argnums=(2, 3), static_argnums=6)
     def one(
         arrays: list[jax.Array],
         loss_key: jax.Array,
         params: ArrayTree,
         state: optax.OptState,
-        data: ArrayTree,
-        order: jax.Array | None,
-        position: int,
+        batch: ArrayTree,
         step: int,
         layout: placement.Layout,
     ) -> tuple[ArrayTree, optax.OptState, jax.Array]:
         fixed = this.fixed
         loss_fn: Loss = jax.tree.unflatten(fixed.loss, arrays)
-        batch = batch_at(data, order, position, fixed.batch_size)
         key = jax.random.fold_in(loss_key, step)
         loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
         updates, state = optax.with_extra_args_support(fixed.optimizer).update(
@@ -194,7 +195,7 @@ def finetuning_steps(
     one: Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    calls: Iterable[tuple[ArrayTree, jax.Array | None, int, int, int]],
+    calls: Iterable[data_feeds.Call],
 ) -> Iterator[tuple[ArrayTree, jax.Array]]:
     """Noiseless steps with a fresh optimizer state; yields (params, batch loss) after each.
 
@@ -202,13 +203,13 @@ def finetuning_steps(
       one: see `noiseless_step`.
       optimizer: of these steps.
       params: where to start.
-      calls: of one step each; see `data_feeds.Call`.
+      calls: of one step each.
     """
     whole = owned((params, optimizer.init(params)))
     params, state = placement.together(whole, placement.mesh_of(None, params))
     layout = placement.automatic((params, state))
-    for data, order, position, step, _ in calls:
-        params, state, loss = one(params, state, data, order, position, step, layout)
+    for call in calls:
+        params, state, loss = one(params, state, call.data, call.step, layout)
         yield params, loss
 
 

@@ -1,6 +1,7 @@
 """What each compiled step gets: of arrays in memory, of random-access sources, and of streams."""
 
 import abc
+import itertools
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,19 +22,19 @@ class Call(NamedTuple):
     """The arguments of one compiled call, of one step or several.
 
     Attributes:
-      data: all examples, or those of the one batch.
-      order: where the batches' examples are in `data`, None if it is the batch; for Poisson
-        sampling the key's data.
-      position: number of the first batch in `order`.
+      data: a batch, or if `most` is above 1 as many batches `[most, batch, ...]`, of which the
+        first `count` are meant; or the sample of a step; or with a key all examples.
+      sampling_key: from which each step draws its own sample of all examples; or None.
       step: number of the first step.
       count: how many steps.
+      most: as many steps as a call of this shape can take.
     """
 
     data: ArrayTree
-    order: jax.Array | None
-    position: int
+    sampling_key: jax.Array | None
     step: int
     count: int  # type: ignore[assignment]  # tuples have a method of this name
+    most: int = 1
 
 
 class Steps(NamedTuple):
@@ -130,7 +131,9 @@ def feed_of(data: RetainData) -> Feed:
 
 
 class ArrayFeed(Feed):
-    """Examples in arrays, which the compiled step takes its batches from."""
+    """Examples in arrays. Batches are taken from them outside of the compiled step, which so does
+    not depend on their number.
+    """
 
     def __init__(self, data: ArrayTree) -> None:
         """Checks the arrays."""
@@ -140,20 +143,28 @@ class ArrayFeed(Feed):
         self.size = batches.data_size(self.given)
 
     def calls(self, steps: Steps) -> Generator[Call, None, None]:
-        """Calls of one or many steps, on all examples."""
-        sampled = steps.sampling is not None
-        per_epoch = steps.stop if sampled else self.size // steps.batch_size
-        step, epoch_drawn = steps.first, -1
+        """Calls of one or many steps."""
+        indices = batches.batches_from(steps.key, self.size, steps.batch_size, steps.first)
+        most = self._most(steps)
+        step = steps.first
         while step < steps.stop:
-            epoch, position = divmod(step, per_epoch)
-            if sampled:
-                order = jax.random.key_data(steps.key)
-            elif epoch != epoch_drawn:
-                order, epoch_drawn = batches.epoch_order(steps.key, epoch, self.size), epoch
-            count = min(steps.longest, steps.stop - step, per_epoch - position)
-            count = min([count] + [every - step % every for every in steps.pauses])
-            yield Call(self.given, order, position, step, count)
+            count = min([most, steps.stop - step] + [p - step % p for p in steps.pauses])
+            if steps.sampling is not None:
+                yield Call(self.given, jax.random.key_data(steps.key), step, 1)
+            elif most == 1:
+                yield Call(_rows(self.given, next(indices)), None, step, 1)
+            else:
+                chosen = np.zeros((most, steps.batch_size), np.int32)
+                chosen[:count] = list(itertools.islice(indices, count))
+                yield Call(_rows(self.given, chosen), None, step, count, most)
             step += count
+
+    def _most(self, steps: Steps) -> int:
+        """Steps in a call whose batches together are not large; one of those that draw samples."""
+        if steps.sampling is not None:
+            return 1
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.given)) / self.size
+        return max(1, min(steps.longest, int(_BYTES_OF_A_CALL / (size * steps.batch_size + 1))))
 
     def trial(self, steps: Steps) -> Call:
         """The first call itself."""
@@ -190,14 +201,9 @@ class SourceFeed(Feed):
         yield from _one_by_one(prefetching.ahead(fetched, steps.prefetch), steps)
 
     def _batches(self, steps: Steps) -> Generator[ArrayTree, None, None]:
-        per_epoch, epoch_drawn = self.size // steps.batch_size, -1
-        for step in range(steps.first, steps.stop):
-            epoch, position = divmod(step, per_epoch)
-            if epoch != epoch_drawn:
-                order = np.asarray(batches.epoch_order(steps.key, epoch, self.size))
-                epoch_drawn = epoch
-            begin = position * steps.batch_size
-            yield self._rows.fetch(order[begin : begin + steps.batch_size])
+        indices = batches.batches_from(steps.key, self.size, steps.batch_size, steps.first)
+        for _ in range(steps.first, steps.stop):
+            yield self._rows.fetch(next(indices))
 
     def _sampled(self, steps: Steps) -> Generator[ArrayTree, None, None]:
         assert steps.sampling is not None
@@ -279,6 +285,8 @@ class StreamFeed(Feed):
 
 # Rows that are fetched at a time where the objective is minimised.
 _ROWS_OF_A_PASS = 1024
+# Of the batches that go into one call of several steps.
+_BYTES_OF_A_CALL = 2**26
 draw = jax.jit(PoissonSampling.draw, static_argnums=(0, 1, 3))
 
 
@@ -287,7 +295,7 @@ def _one_by_one(
 ) -> Generator[Call, None, None]:
     try:
         for step, batch in enumerate(fetched, steps.first):
-            yield Call(batch, None, 0, step, 1)
+            yield Call(batch, None, step, 1)
             del batch
     finally:
         fetched.close()
@@ -298,4 +306,9 @@ def _resized(shapes: ArrayTree, size: int) -> ArrayTree:
 
 
 def _abstract(data: ArrayTree, steps: Steps) -> Call:
-    return Call(data, None, 0, steps.first, 1)
+    return Call(data, None, steps.first, 1)
+
+
+@jax.jit
+def _rows(data: ArrayTree, indices: jax.typing.ArrayLike) -> ArrayTree:
+    return jax.tree.map(lambda leaf: leaf[indices], data)

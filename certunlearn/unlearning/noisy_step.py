@@ -44,7 +44,6 @@ class Fixed(NamedTuple):
       own_center: its centre.
       before_clip: as for `noisy_sgd`.
       sampling: how steps draw their examples; None for batches.
-      batch_size: examples in a batch.
       per_example: whether each example's gradient is clipped.
       microbatch_size: examples handled at a time, or None for all.
       watches: whether magnitudes are among the numbers shown.
@@ -55,7 +54,6 @@ class Fixed(NamedTuple):
     own_center: ArrayTree | None
     before_clip: optax.GradientTransformation | None
     sampling: batches.PoissonSampling | None
-    batch_size: int
     per_example: bool
     microbatch_size: int | None
     watches: bool
@@ -85,7 +83,6 @@ def parts(
     before_clip: optax.GradientTransformation | None,
     per_example: bool,
     microbatch_size: int | None,
-    batch_size: int,
     key: jax.Array,
 ) -> tuple[Fixed, Varied]:
     """What the steps of a run are traced from, and their first argument.
@@ -113,7 +110,6 @@ def parts(
         own_center=None if own is None else center,
         before_clip=before_clip,
         sampling=sampling,
-        batch_size=batch_size,
         per_example=per_example,
         microbatch_size=microbatch_size,
         watches=mechanism.watches_magnitudes,
@@ -122,32 +118,45 @@ def parts(
 
 
 def compiled_noisy(this: kept_steps.Compiled[Fixed]) -> Callable[..., tuple[Carry, StepStats]]:
-    """The compiled `run(varied, carry, data, order, position, step, *, count, layout)`."""
+    """The compiled `run(varied, carry, data, sampling_key, step, count, *, most, layout)`."""
 
-    @functools.partial(jax.jit, static_argnames=("count", "layout"), donate_argnums=1)
+    @functools.partial(jax.jit, static_argnames=("most", "layout"), donate_argnums=1)
     def run(
         varied: Varied,
         carry: Carry,
         data: ArrayTree,
-        order: jax.Array | None,
-        position: int,
+        sampling_key: jax.Array | None,
         step: int,
-        *,
         count: int,
+        *,
+        most: int,
         layout: placement.Layout,
     ) -> tuple[Carry, StepStats]:
         fixed = this.fixed
 
-        def one(carry: Carry, offset: jax.Array) -> tuple[Carry, StepStats]:
-            carry, stats = _noisy_step(fixed, varied, carry, data, order, position, step, offset)
+        def one(carry: Carry, offset: int | jax.Array) -> tuple[Carry, StepStats]:
+            own = data if most == 1 else jax.tree.map(lambda batches: batches[offset], data)
+            carry, stats = _noisy_step(fixed, varied, carry, own, sampling_key, step + offset)
             return placement.constrained(carry, layout), stats
 
-        if count > 1:
-            return jax.lax.scan(one, carry, jnp.arange(count))
-        # No scan, unrolled or not: it lowers to a `while`, where XLA on CPU leaves convolutions in
-        # layouts for which it has no fast kernel.
-        carry, stats = one(carry, jnp.zeros((), jnp.int32))
-        return carry, jax.tree.map(lambda number: number[None], stats)
+        if most == 1:
+            # No loop: it lowers to a `while`, unrolled or not, where XLA on CPU leaves convolutions
+            # in layouts for which it has no fast kernel.
+            carry, stats = one(carry, 0)
+            return carry, jax.tree.map(lambda number: number[None], stats)
+
+        def following(
+            offset: jax.Array, before: tuple[Carry, StepStats]
+        ) -> tuple[Carry, StepStats]:
+            carry, stats = one(before[0], offset)
+            put = lambda whole, own: whole.at[offset].set(own)  # noqa: E731
+            return carry, jax.tree.map(put, before[1], stats)
+
+        # The number of steps is no constant: calls of fewer steps need no program of their own.
+        _, shapes = jax.eval_shape(one, carry, 0)
+        stats = jax.tree.map(lambda one: jnp.zeros((most, *one.shape), one.dtype), shapes)
+        found: tuple[Carry, StepStats] = jax.lax.fori_loop(0, count, following, (carry, stats))
+        return found
 
     return run
 
@@ -157,25 +166,22 @@ def _noisy_step(
     varied: Varied,
     carry: Carry,
     data: ArrayTree,
-    order: jax.Array | None,
-    position: int | jax.Array,
-    first: int | jax.Array,
-    offset: jax.Array,
+    sampling_key: jax.Array | None,
+    step: int | jax.Array,
 ) -> tuple[Carry, StepStats]:
-    """One step, `offset` after the first of the call."""
+    """Step number `step`, on a batch, or on what Poisson sampling takes from the data."""
     leaves, opt_state = carry
-    step, before = first + offset, _counts(opt_state)
+    before = _counts(opt_state)
     loss_fn: Loss = jax.tree.unflatten(fixed.loss, varied.arrays)
     key = jax.random.fold_in(varied.loss_key, step)
     factor, stats = 1.0, None
+    batch = data
     if fixed.sampling is not None:
         # Without a key, the sample is drawn already.
         step_key = None
-        if order is not None:
-            step_key = jax.random.fold_in(random_keys.as_key(order), step)
+        if sampling_key is not None:
+            step_key = jax.random.fold_in(random_keys.as_key(sampling_key), step)
         batch, factor = fixed.sampling.sample(data, step_key, fixed.microbatch_size)
-    else:
-        batch = batch_at(data, order, position + offset, fixed.batch_size)
     if fixed.per_example:
         assert varied.limits is not None
         norm = schedules.Lookup(varied.limits)(step)
@@ -214,16 +220,6 @@ def asked_for(
 ) -> dict[str, Any]:
     """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
     return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch, key)}
-
-
-def batch_at(
-    data: ArrayTree, order: jax.Array | None, position: int | jax.Array, batch_size: int
-) -> ArrayTree:
-    """Batch number `position` of an epoch's order; without an order, the data are the batch."""
-    if order is None:
-        return data
-    indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-    return jax.tree.map(lambda x: x[indices], data)
 
 
 def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:

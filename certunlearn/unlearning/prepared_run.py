@@ -12,7 +12,7 @@ from certunlearn._numerics import batches, checks
 from certunlearn._numerics.batches import PoissonSampling
 from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
-from certunlearn.unlearning import compiled_steps, data_feeds, inputs, placement, spread_feeds
+from certunlearn.unlearning import data_feeds, inputs, placement, spread_feeds
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.data_feeds import Feed, RetainData, Steps
 from certunlearn.unlearning.leaf_split import Split
@@ -100,15 +100,22 @@ class Examples:
         """The number of examples where it may be published: not where steps draw samples."""
         return None if self.sampling is not None else self.size
 
-    def noisy(self, key: jax.Array, first: int, stop: int, pauses: tuple[int, ...] = ()) -> Steps:
-        """The noisy steps from one to another."""
+    def noisy(
+        self,
+        key: jax.Array,
+        first: int,
+        stop: int,
+        longest: int = 1,
+        pauses: tuple[int, ...] = (),
+    ) -> Steps:
+        """The noisy steps from one to another, at most `longest` in a call."""
         return Steps(
             key=key,
             batch_size=self.batch_size,
             first=first,
             stop=stop,
             pauses=pauses,
-            longest=compiled_steps.longest_call(),
+            longest=longest,
             sampling=self.sampling,
             microbatch_size=self.microbatch_size,
             prefetch=self.prefetch,
@@ -183,6 +190,7 @@ class Prepared:
       solve: minimises the objective from the start and verifies that it has; None if the mechanism
         solves nothing.
       noisy: the compiled noisy steps; None if the mechanism has none.
+      longest: most of them in one call.
       tuning: the fine-tuning, or None.
       plan: computes the digests of what the run depends on.
       trained_digest: SHA-256 of the trained parameters.
@@ -205,6 +213,7 @@ class Prepared:
     start: Start
     solve: Callable[[ArrayTree], Solved] | None
     noisy: Callable[..., tuple[Carry, StepStats]] | None
+    longest: int
     tuning: Tuning | None
     plan: Callable[[], dict[str, str]]
     trained_digest: str

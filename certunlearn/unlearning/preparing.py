@@ -112,9 +112,12 @@ def prepare(
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    loss, later = _losses(loss_fn, tuning_loss, split, form, examples)
+    loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples)
+    longest = compiled_steps.longest_call(split.trainable, convolutions)
     settings = plan_digests.settings_of(mechanism, scale, split, examples)
-    keys, key_source = _agreed(_keys(key, more.resume), split, settings, more)
+    keys, key_source = agreement.agreed_keys(
+        *_keys(key, more.resume), split.leaves, settings, more.resume
+    )
     plan = plan_digests.planned(settings, split, examples, center)
     with solving.precision(mechanism):
         start = _start(mechanism, split, middle, keys)
@@ -123,7 +126,9 @@ def prepare(
         carry = placement.together(_carry(mechanism, start, tx), examples.mesh)
         if more.resume is not None:
             carry = _resumed(more.resume, stop, mechanism.steps, plan, carry)
-        noisy = _noisy_steps(loss, tx, mechanism, scale, middle, examples, keys, carry, more)
+        noisy = _noisy_steps(
+            loss, tx, mechanism, scale, middle, examples, keys, carry, more, longest
+        )
     return Prepared(
         mechanism=mechanism,
         noise_scale=scale,
@@ -141,6 +146,7 @@ def prepare(
         start=Start(carry),
         solve=_solver(mechanism, loss_fn, split, examples.feed, more),
         noisy=noisy,
+        longest=longest,
         tuning=_tuning(tuning, later, examples, keys, start),
         plan=plan,
         trained_digest=files.params_digest(form.params),
@@ -267,19 +273,22 @@ def _losses(
     split: leaf_split.Split,
     form: model_forms.ModelForm,
     examples: Examples,
-) -> tuple[Loss, Loss | None]:
-    """The losses of the steps with noise and of those without, each tried."""
+) -> tuple[Loss, bool, Loss | None]:
+    """The losses of the steps with noise and of those without, each tried.
+
+    Of the first also whether it computes convolutions.
+    """
     one_by_one = examples.per_example or examples.sampling is not None
     size = 1 if one_by_one else examples.batch_size
     feed, trainable = examples.feed, split.trainable
     loss = Loss.of(loss_fn, split, form)
-    rehearsal.check_loss("loss_fn", loss, trainable, feed.batch_shapes(size))
+    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, feed.batch_shapes(size))
     if tuning_loss_fn is None:
-        return loss, None
+        return loss, convolutions, None
     later = Loss.of(tuning_loss_fn, split, form)
     batch = feed.batch_shapes(examples.batch_size)
     rehearsal.check_loss("finetune loss_fn", later, trainable, batch)
-    return loss, later
+    return loss, convolutions, later
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:
@@ -290,12 +299,6 @@ def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_l
     if key is None:
         return keys_lib.system_keys(), keys_lib.FROM_SYSTEM
     return keys_lib.split_key(key), keys_lib.FROM_CALLER
-
-
-def _agreed(
-    given: tuple[keys_lib.Keys, str], split: leaf_split.Split, settings: Any, more: Options
-) -> tuple[keys_lib.Keys, str]:
-    return agreement.agreed_keys(*given, split.leaves, settings, more.resume)
 
 
 def _check_run(
@@ -356,6 +359,7 @@ def _noisy_steps(
     keys: keys_lib.Keys,
     carry: compiled_steps.Carry,
     more: Options,
+    longest: int,
 ) -> Callable[..., tuple[compiled_steps.Carry, compiled_steps.StepStats]] | None:
     """The compiled noisy steps, tried by their shapes; None if there are none."""
     if tx is None:
@@ -368,12 +372,11 @@ def _noisy_steps(
         scale,
         center=center,
         before_clip=more.before_clip,
-        batch_size=examples.batch_size,
         per_example=examples.per_example,
         microbatch_size=examples.microbatch_size,
         key=keys.data,
     )
-    call = examples.feed.trial(examples.noisy(keys.data, 0, 1))
+    call = examples.feed.trial(examples.noisy(keys.data, 0, 1, longest))
     rehearsal.try_noisy_steps(noisy, carry, call, more.before_clip is not None)
     return noisy
 
@@ -388,7 +391,7 @@ def _tuning(
     """The compiled noiseless step, tried by its shapes."""
     if tuning is None or loss is None:
         return None
-    one = compiled_steps.noiseless_step(loss, tuning.optimizer, examples.batch_size, keys.finetune)
+    one = compiled_steps.noiseless_step(loss, tuning.optimizer, keys.finetune)
     call = examples.feed.trial(examples.noiseless(keys.finetune, tuning.steps, 0))
     rehearsal.try_noiseless_step(one, tuning.optimizer, start, call)
     return Tuning(tuning.optimizer, tuning.steps, one)

@@ -10,13 +10,14 @@ import optax
 from chex import ArrayTree
 from jax.interpreters import partial_eval
 
-from certunlearn._numerics import loss_functions
+from certunlearn._numerics import loss_functions, programs
 from certunlearn.unlearning.compiled_steps import Carry
+from certunlearn.unlearning.data_feeds import Call
 from certunlearn.unlearning.model_loss import Loss
 
 
-def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> None:
-    """Traces a loss on a batch of these shapes.
+def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> bool:
+    """Traces a loss on a batch of these shapes; returns whether it computes convolutions.
 
     Raises:
       TypeError: if it returns no loss.
@@ -28,7 +29,7 @@ def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> No
         found.append(loss_functions.problem(loss.result(params, batch, key), size))
 
     try:
-        jax.eval_shape(probe, loss, params, batch, jax.random.key(0))
+        program = jax.make_jaxpr(probe)(loss, params, batch, jax.random.key(0))
     except Exception as error:
         error.add_note(f"{name} raised this on a batch of {size}; no step was run")
         raise
@@ -41,6 +42,7 @@ def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> No
             "which is left out of it: put the model into training mode (model.train()), where it "
             "computes its statistics from the batch; what is a constant, make a frozen nnx.Param"
         )
+    return programs.holds(program.jaxpr, "conv_general_dilated")
 
 
 def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
@@ -60,7 +62,7 @@ def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
 def try_noisy_steps(
     run: Callable[..., Any],
     carry: Carry,
-    call: tuple[ArrayTree, jax.Array | None, int, int, int],
+    call: Call,
     named: bool,
 ) -> None:
     """Traces the first call of the compiled noisy steps.
@@ -68,15 +70,15 @@ def try_noisy_steps(
     Args:
       run: see `compiled_steps.noisy_steps`.
       carry: parameters and optimizer state.
-      call: see `data_feeds.Call`.
+      call: the first.
       named: whether there is a `before_clip`, which then is to blame.
 
     Raises:
       ValueError: if it fails because of `before_clip`.
     """
-    data, order, position, step, count = call
+    trial = functools.partial(run, count=call.most, most=call.most)
     try:
-        jax.eval_shape(functools.partial(run, count=count), carry, data, order, position, step)
+        jax.eval_shape(trial, carry, call.data, call.sampling_key, call.step)
     except Exception as error:
         if named:
             raise ValueError(_unfit("before_clip", error)) from error
@@ -88,18 +90,17 @@ def try_noiseless_step(
     one: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     params: ArrayTree,
-    call: tuple[ArrayTree, jax.Array | None, int, int, int],
+    call: Call,
 ) -> None:
     """Traces the first two fine-tuning steps; see `compiled_steps.noiseless_step`.
 
     Raises:
       ValueError: if the optimizer cannot take these parameters, or changes their shapes.
     """
-    data, order, *_ = call
     try:
         state = optimizer.init(params)
         for _ in range(2):  # the second with the state that the first leaves
-            changed, state, _ = jax.eval_shape(one, params, state, data, order, 0, 0)
+            changed, state, _ = jax.eval_shape(one, params, state, call.data, 0)
     except Exception as error:
         raise ValueError(_unfit("finetune", error)) from error
     before, after = ([jnp.shape(leaf) for leaf in jax.tree.leaves(t)] for t in (params, changed))

@@ -103,10 +103,10 @@ def run_noisy_steps(
             here = (0, (solving.as_wide(solved.params), here[1][1]))
         layout = placement.automatic(here[1])
         with contextlib.closing(_calls(prepared)) as calls:
-            for data, order, position, step, count in calls:
+            for data, sampling_key, step, count, most in calls:
                 assert prepared.noisy is not None
                 carry, stats = prepared.noisy(
-                    here[1], data, order, position, step, count=count, layout=layout
+                    here[1], data, sampling_key, step, count=count, most=most, layout=layout
                 )
                 here = (step + count, carry)
                 broken = watch.problem(stats, step)
@@ -151,10 +151,13 @@ def _calls(prepared: Prepared) -> Generator[Call, None, None]:
     """The compiled calls that take the noisy steps."""
     examples = prepared.examples
     if prepared.solve is not None:  # its steps are noise alone, and look at no data
-        none = jnp.zeros(0, jnp.int32)
-        return (Call((), none, 0, step, 1) for step in range(prepared.first, prepared.stop))
+        return (Call((), None, step, 1) for step in range(prepared.first, prepared.stop))
     steps = examples.noisy(
-        prepared.keys.data, prepared.first, prepared.stop, prepared.options.pauses
+        prepared.keys.data,
+        prepared.first,
+        prepared.stop,
+        prepared.longest,
+        prepared.options.pauses,
     )
     return examples.feed.calls(steps)
 
@@ -176,7 +179,9 @@ class _Watch:
           step: the first of its steps.
         """
         self.stats.append(stats)
-        peaks = [np.max(each) for each in stats.largest] or self._peaks
+        # Where noise was swallowed there is a NaN: what swallowed it came before.
+        finite = [np.where(np.isfinite(each), each, 0) for each in stats.largest]
+        peaks = [np.max(each) for each in finite] or self._peaks
         grown = list(map(np.maximum, self._peaks, peaks))
         problem = self._nonfinite(stats, step) or self._rounded_away(grown)
         self._peaks = grown
@@ -202,8 +207,6 @@ class _Watch:
         None if the spacing of floating-point numbers there is what it was before.
         """
         run = self._prepared
-        if not np.all(np.isfinite(grown)):
-            return None
         if list(map(np.spacing, self._peaks)) == list(map(np.spacing, grown)):
             return None
         like = jax.tree.leaves(run.split.trainable)

@@ -58,21 +58,16 @@ class _SpreadFeed(Feed):
                 yield call._replace(data=self._placed(call.data))
 
     def _taken(self, data: ArrayTree, steps: Steps) -> Generator[Call, None, None]:
-        per_epoch, epoch_drawn = self.size // steps.batch_size, -1
+        indices = batches.batches_from(steps.key, self.size, steps.batch_size, steps.first)
         for step in range(steps.first, steps.stop):
             if steps.sampling is not None:
                 key = jax.random.fold_in(steps.key, step)
                 places, taken = draw(steps.sampling, self.size, key, steps.microbatch_size)
                 drawn = Drawn(placement.rows(data, places, self._layout), taken)
-                yield Call(self._placed(drawn), None, 0, step, 1)
-                continue
-            epoch, position = divmod(step, per_epoch)
-            if epoch != epoch_drawn:
-                order = np.asarray(batches.epoch_order(steps.key, epoch, self.size))
-                epoch_drawn = epoch
-            begin = position * steps.batch_size
-            indices = order[begin : begin + steps.batch_size]
-            yield Call(placement.rows(data, indices, self._layout), None, 0, step, 1)
+                yield Call(self._placed(drawn), None, step, 1)
+            else:
+                rows = placement.rows(data, next(indices), self._layout)
+                yield Call(rows, None, step, 1)
 
     def _placed(self, data: ArrayTree) -> ArrayTree:
         if not isinstance(data, Drawn):

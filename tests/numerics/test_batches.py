@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,25 @@ def test_an_epoch_holds_every_example_once_and_epochs_differ():
     first, second = np.concatenate(drawn[:3]), np.concatenate(drawn[3:])
     assert sorted(first) == sorted(second) == list(range(12))
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 1625, 1626, 40_000])
+def test_the_order_is_that_of_a_permutation_by_jax(size):
+    # 1,625 examples are sorted once, more are sorted twice.
+    for seed, epoch in ((0, 0), (5, 3)):
+        key = jax.random.key(seed)
+        expected = jax.random.permutation(jax.random.fold_in(key, epoch), size)
+        found = batches.epoch_order(key, epoch, size)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_batches_from_a_later_step_are_those_of_a_whole_run():
+    key = jax.random.key(0)
+    whole = list(itertools.islice(batches.batches_from(key, 10, 3), 8))
+    for first in range(8):
+        rest = itertools.islice(batches.batches_from(key, 10, 3, first), 8 - first)
+        np.testing.assert_array_equal(np.array(list(rest)), np.array(whole[first:]))
 
 
 def test_a_remainder_is_left_out():

@@ -10,7 +10,7 @@ import pytest
 from bound_helpers import MODES, exact_norm
 
 from certunlearn import transforms
-from certunlearn._numerics import folded_sums, norms
+from certunlearn._numerics import folded_sums, norms, programs
 
 
 def cancelling(rows=6, width=300):
@@ -125,7 +125,7 @@ def convolutions(jaxpr, looped=False):
         if equation.primitive.name == "conv_general_dilated":
             found.append(looped)
         inside = looped or equation.primitive.name in ("while", "scan")
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in programs.inner(equation.params):
             found += convolutions(inner, inside)
     return found
 

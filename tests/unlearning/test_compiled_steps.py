@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import certunlearn as cu
+from certunlearn._numerics import programs
 from certunlearn.unlearning import compiled_steps, kept_steps, noisy_step
 from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.model_loss import Loss
@@ -50,11 +51,18 @@ def step_of(mechanism, loss=network_loss, params=NETWORK):
     tx = cu.noisy_sgd(mechanism, 1.0, key=jax.random.key(0))
     loss = Loss.of(loss, Split.make(params))
     fixed, varied = noisy_step.parts(
-        loss, mechanism, 1.0, None, None, False, None, BATCH, jax.random.key(1)
+        loss, mechanism, 1.0, None, None, False, None, jax.random.key(1)
     )
     run = kept_steps.Compiled(fixed, noisy_step.compiled_noisy).function
     carry = compiled_steps.owned((params, tx.init(params)))
-    return run, (varied, carry, jax.tree.map(jnp.asarray, DATA), jnp.arange(SIZE), 0, 0)
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[:BATCH]), DATA)
+    return run, (varied, carry, batch, None, 0, 1)
+
+
+def several(arguments, most):
+    """The arguments of a call of several steps."""
+    varied, carry, batch, *rest = arguments
+    return varied, carry, jax.tree.map(lambda leaf: jnp.stack([leaf] * most), batch), *rest
 
 
 def convolutions(jaxpr, in_loop=False):
@@ -64,7 +72,7 @@ def convolutions(jaxpr, in_loop=False):
         name = equation.primitive.name
         if name == "conv_general_dilated":
             found.append(in_loop)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in programs.inner(equation.params):
             found += convolutions(inner, in_loop or name in ("while", "scan"))
     return found
 
@@ -72,12 +80,12 @@ def convolutions(jaxpr, in_loop=False):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_no_gradient_is_computed_inside_of_a_loop(name):
     run, arguments = step_of(MECHANISMS[name])
-    program = jax.make_jaxpr(lambda *args: run(*args, count=1, layout=()))(*arguments)
+    program = jax.make_jaxpr(lambda *args: run(*args, most=1, layout=()))(*arguments)
     inside = convolutions(program.jaxpr)
     assert len(inside) >= 5
     assert not any(inside)
     # Several steps in one call are a loop, which is seen.
-    program = jax.make_jaxpr(lambda *args: run(*args, count=2, layout=()))(*arguments)
+    program = jax.make_jaxpr(lambda *args: run(*args, most=2, layout=()))(*several(arguments, 2))
     assert all(convolutions(program.jaxpr))
 
 
@@ -99,7 +107,7 @@ def looped(text):
 def test_a_compiled_step_has_fast_convolutions_and_uses_its_memory_again(name):
     run, arguments = step_of(MECHANISMS[name])
     carry = arguments[1]
-    compiled = run.lower(*arguments, count=1, layout=()).compile()
+    compiled = run.lower(*arguments, most=1, layout=()).compile()
     text = compiled.as_text()
     if jax.default_backend() == "cpu":
         # In a loop, or what was one, the gradients' convolutions keep layouts such as f01b_i01o.

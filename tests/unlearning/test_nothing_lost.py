@@ -273,10 +273,10 @@ def poisoned(index):
     [cu.DescentToDelete(**CONVEX), cu.ProjectedNoisySGD(**CONVEX)],
     ids=["descent", "projected"],
 )
-@pytest.mark.parametrize("rolled", [False, pytest.param(True, marks=SLOW)])
-@pytest.mark.slow
-def test_a_step_that_must_contract_cannot_be_left_out(mechanism, rolled, monkeypatch):
-    monkeypatch.setattr(compiled_steps, "rolled", lambda: rolled)
+@pytest.mark.parametrize("longest", [1, 32])
+@SLOW
+def test_a_step_that_must_contract_cannot_be_left_out(mechanism, longest, monkeypatch):
+    monkeypatch.setattr(compiled_steps, "longest_call", lambda params, convolutions: longest)
     order = np.concatenate(list(cu.batch_indices(cu.split_key(jax.random.key(7)).data, 24, 8, 3)))
     data = poisoned(order[13])  # in the second batch
     with pytest.raises(FloatingPointError, match="at step 1, batch 1 of epoch 0"):

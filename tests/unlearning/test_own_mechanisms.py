@@ -11,6 +11,7 @@ from loop_helpers import BATCH, DATA, PARAMS, SIZE, loss_fn, same
 from transform_helpers import exact_norm
 
 import certunlearn as cu
+from certunlearn.unlearning import compiled_steps
 
 KEY, SCALE = jax.random.key(7), 0.05
 KEYS = cu.split_key(KEY)
@@ -343,7 +344,8 @@ def test_separations_that_do_not_contract_need_an_update_of_their_own():
         prepare(cu.Separations(initial_distance=FAR, contraction=1.1, shift=0.1, steps=2))
 
 
-def test_plain_separations_resume_and_stop_where_there_was_noise():
+def test_plain_separations_resume_and_stop_where_there_was_noise(monkeypatch):
+    monkeypatch.setattr(compiled_steps, "longest_call", lambda params, convolutions: 1)
     mechanism = cu.Separations(initial_distance=FAR, **SEPARATIONS["some noisy"])
     whole = cu.unlearning.run_noisy_steps(prepare(mechanism))
     stopped = {"evaluate": fails_at(3), "evaluate_every": 1}

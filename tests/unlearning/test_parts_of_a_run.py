@@ -12,6 +12,7 @@ from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, loss_fn, run, same
 
 import certunlearn as cu
 from certunlearn import unlearning
+from certunlearn.unlearning import compiled_steps
 
 TUNED = {"finetune": cu.Finetune(optax.sgd(0.05), 3)}
 WATCHED = {"evaluate": lambda params: float(params["b"]), "evaluate_every": 2}
@@ -129,7 +130,8 @@ def test_a_stopped_run_is_certified_for_what_was_run():
     assert result.history.state.step == 4
 
 
-def test_interrupts_and_progress_are_the_callers(parts):
+def test_interrupts_and_progress_are_the_callers(parts, monkeypatch):
+    monkeypatch.setattr(compiled_steps, "longest_call", lambda params, convolutions: 1)
     prepared = prepare(**TUNED)
     counted = []
     with pytest.warns(UserWarning, match="stopped after 2 of 6"):

@@ -292,11 +292,11 @@ def dp_steps(count, data, mechanism=SYSTEMS["dp"], params=PARAMS, loss=loss_fn):
     of_leaves = Loss.of(
         lambda leaves, batch: loss(jax.tree.unflatten(treedef, leaves), batch), Split.make(leaves)
     )
-    step = compiled_steps.noisy_steps(of_leaves, mechanism, scale, batch_size=12, key=data_key)
+    step = compiled_steps.noisy_steps(of_leaves, mechanism, scale, key=data_key)
     carry = ([jnp.array(leaf) for leaf in leaves], tx.init(leaves))
     key = jax.random.key_data(data_key)
     for number in range(count):
-        carry, _ = step(carry, data, key, 0, number, count=1)
+        carry, _ = step(carry, data, key, number, count=1)
     return jax.tree.unflatten(treedef, carry[0])
 
 
@@ -341,7 +341,7 @@ def test_poisson_samples_differ_from_step_to_step():
     )
     calls = list(data_feeds.feed_of(jnp.zeros(60)).calls(steps))
     assert sum(call.count for call in calls) == 7
-    keys = {tuple(np.asarray(call.order).tolist()) for call in calls}
+    keys = {tuple(np.asarray(call.sampling_key).tolist()) for call in calls}
     assert keys == {tuple(np.asarray(jax.random.key_data(jax.random.key(0))).tolist())}
     # In 60 steps every example is missed with a chance of 1e-6: one sample would miss most.
     data = {"x": jnp.eye(SIZE), "y": jnp.zeros(SIZE)}

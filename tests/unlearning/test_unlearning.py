@@ -188,19 +188,27 @@ def test_evaluations_are_taken_where_asked_and_survive_the_next_step():
     np.testing.assert_array_equal(result.history.evaluations[-1][1], result.params["w"])
 
 
+def test_calls_of_several_steps_end_at_pauses_and_hold_the_batches_of_single_ones(monkeypatch):
+    steps = data_feeds.Steps(key=jax.random.key(0), batch_size=8, first=3, stop=24, pauses=(7,))
+    feed = data_feeds.feed_of(jnp.arange(43.0))
+    single = [call.data for call in feed.calls(steps)]
+    calls = list(feed.calls(steps._replace(longest=6)))
+    assert [call.count for call in calls] == [4, 6, 1, 6, 1, 3]  # epochs have 5 batches
+    assert [call.step for call in calls] == [3, 7, 13, 14, 20, 21]
+    assert {call.data.shape for call in calls} == {(6, 8)}
+    found = [batch for call in calls for batch in call.data[: call.count]]
+    np.testing.assert_array_equal(found, single)
+    calls = feed.calls(steps._replace(longest=6, pauses=(7, 4)))
+    assert [call.count for call in calls] == [1, 3, 1, 4, 2, 2, 4, 1, 3]
+    monkeypatch.setattr(data_feeds, "_BYTES_OF_A_CALL", 100)  # of 32 a batch
+    assert {call.data.shape for call in feed.calls(steps._replace(longest=6))} == {(3, 8)}
+
+
 @pytest.mark.slow
 def test_many_steps_in_a_call_equal_one_at_a_time(monkeypatch):
-    one = run(evaluate=lambda p: 0, evaluate_every=7)
-    monkeypatch.setattr(compiled_steps, "rolled", lambda: True)
-    longest = compiled_steps.longest_call()
-    steps = data_feeds.Steps(
-        key=jax.random.key(0), batch_size=8, first=0, stop=12, pauses=(7,), longest=longest
-    )
-    calls = data_feeds.feed_of(jnp.zeros(40)).calls(steps)
-    assert [call.count for call in calls] == [5, 2, 3, 2]
-    calls = data_feeds.feed_of(jnp.zeros(40)).calls(steps._replace(pauses=(7, 4)))
-    assert [call.count for call in calls] == [4, 1, 2, 1, 2, 2]
     many = run(evaluate=lambda p: 0, evaluate_every=7)
+    monkeypatch.setattr(compiled_steps, "longest_call", lambda params, convolutions: 1)
+    one = run(evaluate=lambda p: 0, evaluate_every=7)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(one.history.losses, many.history.losses, rtol=1e-5)

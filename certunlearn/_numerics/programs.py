@@ -1,0 +1,31 @@
+"""What a traced function holds: a look into programs, however they are nested."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def inner(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs among an equation's parameters: bodies of loops, branches, called functions."""
+    for leaf in jax.tree.leaves(list(parameters.values())):
+        if isinstance(leaf, ClosedJaxpr):
+            yield leaf.jaxpr
+        elif isinstance(leaf, Jaxpr):
+            yield leaf
+
+
+def holds(program: Jaxpr, primitive: str) -> bool:
+    """Whether an operation of this name is anywhere in a program.
+
+    >>> import jax.numpy as jnp
+    >>> program = jax.make_jaxpr(jax.jit(jnp.sin))(1.0)
+    >>> holds(program.jaxpr, "sin"), holds(program.jaxpr, "cos")
+    (True, False)
+    """
+    return any(
+        equation.primitive.name == primitive
+        or any(holds(each, primitive) for each in inner(equation.params))
+        for equation in program.eqns
+    )
