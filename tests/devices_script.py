@@ -176,6 +176,7 @@ def other_ways():
     for name, given, params, spread_loss in (
         ("per example", {"per_example": True}, model, example_loss),
         ("microbatches", {"per_example": True, "microbatch_size": 8}, model, example_loss),
+        ("accumulated", {"microbatch_size": 8}, spread_model(), loss),
         ("frozen", {"frozen": frozen}, spread_model(), loss),
         ("copied parameters", {}, MODEL, loss),
     ):

@@ -1,5 +1,6 @@
 """Losses with clipped gradients: of every example, or of the batch as a whole."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,6 +138,66 @@ def sample_value_and_grad(
     return value_and_grad
 
 
+def mean_value_and_grad(
+    loss_fn: Callable[..., jax.Array], microbatch_size: int | None
+) -> Callable[..., tuple[jax.Array, ArrayTree]]:
+    """`jax.value_and_grad` of a batch's mean loss, not clipped, in microbatches.
+
+    Value and gradient are the means of those of the microbatches, which are equally large: of a
+    loss that is a mean over examples, those of the batch up to rounding.
+
+    Args:
+      loss_fn: `loss_fn(params, batch, key)`, one number; see `loss_functions.in_one_form`.
+      microbatch_size: examples to hold in memory at once; None for all. Each microbatch gets
+        `fold_in(key, place of its first example)`; without microbatches the batch gets `key`.
+
+    Returns:
+      `f(params, batch, key) -> (value, grads)`, which raises ValueError if `microbatch_size` does
+      not divide the batch size.
+    """
+
+    def value_and_grad(
+        params: ArrayTree, batch: ArrayTree, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ArrayTree]:
+        def of_part(part: ArrayTree, places: jax.Array) -> tuple[ArrayTree, jax.Array]:
+            first = jnp.min(places)  # not `places[0]`, which cannot be had of a sharded axis
+            value, grads = jax.value_and_grad(loss_fn)(params, part, _folded(key, first))
+            return grads, value[None]
+
+        if microbatch_size is None:
+            return jax.value_and_grad(loss_fn)(params, batch, key)
+        _check_batch(batch, microbatch_size)
+        total, values = _sum_over_parts(of_part, microbatch_size, batch)
+        return jnp.mean(values), jax.tree.map(lambda leaf: leaf / values.size, total)
+
+    return value_and_grad
+
+
+def mean_value(
+    loss_fn: Callable[..., jax.Array], microbatch_size: int | None
+) -> Callable[..., jax.Array]:
+    """The value of `mean_value_and_grad` alone, `f(params, batch, key)`, for line searches.
+
+    Its gradient needs the memory of one microbatch, too, for which it computes each once more.
+    """
+
+    def value(params: ArrayTree, batch: ArrayTree, key: jax.Array | None = None) -> jax.Array:
+        @jax.checkpoint
+        def of_part(
+            params: ArrayTree, part: ArrayTree, places: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            value = loss_fn(params, part, _folded(key, jnp.min(places)))
+            return value, value[None]
+
+        if microbatch_size is None:
+            return loss_fn(params, batch, key)
+        _check_batch(batch, microbatch_size)
+        of_each = functools.partial(of_part, params)
+        return jnp.mean(_sum_over_parts(of_each, microbatch_size, batch)[1])
+
+    return value
+
+
 def _by_example(
     loss_fn: Callable[..., jax.Array],
     clip_norm: float | jax.Array,
@@ -177,16 +238,10 @@ def _by_batch(
     batch: ArrayTree,
     key: jax.Array | None,
 ) -> tuple[jax.Array, ClipStats, ArrayTree]:
-    def of_part(part: ArrayTree, places: jax.Array) -> tuple[ArrayTree, jax.Array]:
-        part_key = key if microbatch_size is None else _folded(key, places[0])
-        value, grads = jax.value_and_grad(loss_fn)(params, part, part_key)
-        return grads, value[None]
-
-    total, values = _sum_over_parts(of_part, microbatch_size, batch)
-    parts = values.size
-    result = norms.clip_tree(jax.tree.map(lambda leaf: leaf / parts, total), clip_norm)
+    value, grads = mean_value_and_grad(loss_fn, microbatch_size)(params, batch, key)
+    result = norms.clip_tree(grads, clip_norm)
     stats = ClipStats(result.clipped.astype(jnp.float32), result.nonfinite.astype(jnp.int32))
-    return jnp.mean(values), stats, result.tree
+    return value, stats, result.tree
 
 
 def _sum_over_parts(

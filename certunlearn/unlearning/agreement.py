@@ -70,7 +70,7 @@ def agreed_keys(
         keys = random_keys.Keys(*map(random_keys.as_key, drawn))
         words = []
     content = json.dumps(settings, sort_keys=True).encode()
-    what = "key, mechanism, noise_scale, batch_size, frozen and resume"
+    what = "key, mechanism, noise_scale, batch_size, microbatch_size, frozen and resume"
     processes.check_agreed(what, content, *(each.tobytes() for each in words))
     return keys, source
 

@@ -12,6 +12,7 @@ from chex import ArrayTree
 
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism
+from certunlearn.transforms import gradients
 from certunlearn.unlearning import data_feeds, kept_steps, model_loss, noisy_step, placement
 from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for
@@ -129,16 +130,22 @@ def noiseless_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
+    microbatch_size: int | None = None,
 ) -> Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]:
     """Compiles `one(params, state, batch, step, layout=())`.
 
     `one` takes step number `step`, without noise, and returns (params, state, batch loss). The
     memory of the old parameters and state is used again, and the new ones lie as `layout` says.
-    `key` is that of the batches, from which the loss's keys are made.
+
+    Args:
+      loss: of these steps.
+      optimizer: what takes them.
+      key: that of the batches, from which the loss's keys are made.
+      microbatch_size: examples handled at a time, or None for all.
     """
 
     arrays, structure = jax.tree.flatten(loss)
-    fixed = _Noiseless(structure, optimizer)
+    fixed = _Noiseless(structure, optimizer, microbatch_size)
     looked_at = ((loss.function, loss.layout, loss.treedef, loss.is_frozen), *fixed[1:])
     loss_key = model_loss.loss_key(key)
     found: list[Callable[..., tuple[ArrayTree, optax.OptState, jax.Array]]] = []
@@ -163,6 +170,7 @@ class _Noiseless(NamedTuple):
 
     loss: Any
     optimizer: optax.GradientTransformation
+    microbatch_size: int | None
 
 
 def _compiled_noiseless(
@@ -181,9 +189,10 @@ def _compiled_noiseless(
         fixed = this.fixed
         loss_fn: Loss = jax.tree.unflatten(fixed.loss, arrays)
         key = jax.random.fold_in(loss_key, step)
-        loss, grads = jax.value_and_grad(loss_fn)(params, batch, key)
+        parts = fixed.microbatch_size
+        loss, grads = gradients.mean_value_and_grad(loss_fn, parts)(params, batch, key)
         updates, state = optax.with_extra_args_support(fixed.optimizer).update(
-            grads, state, params, **asked_for(loss_fn, loss, grads, batch, key)
+            grads, state, params, **asked_for(loss_fn, parts, loss, grads, batch, key)
         )
         changed = optax.apply_updates(params, updates), state
         return *placement.constrained(changed, layout), loss

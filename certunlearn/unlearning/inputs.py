@@ -33,13 +33,6 @@ def transform(name: str, value: object) -> None:
         )
 
 
-def microbatch(value: int | None, per_example: bool) -> int | None:
-    """Returns `microbatch_size`, or raises ValueError if it is out of place."""
-    if value is not None and not per_example:
-        raise ValueError(f"microbatch_size={value!r} needs per_example=True")
-    return value
-
-
 def arrays(name: str, tree: Any, *, keys: bool = False) -> ArrayTree:
     """The same pytree with JAX arrays as leaves.
 

@@ -194,12 +194,14 @@ def _noisy_step(
         (loss, stats), grads = value_and_grad(leaves, batch, key)
         grads = jax.tree.map(lambda g: factor * g, grads)
     else:
-        loss, grads = jax.value_and_grad(loss_fn)(leaves, batch, key)
+        mean_value_and_grad = gradients.mean_value_and_grad(loss_fn, fixed.microbatch_size)
+        loss, grads = mean_value_and_grad(leaves, batch, key)
     update = noisy_optimizer.update_with(
         varied.update, fixed.own, fixed.own_center, fixed.before_clip
     )
+    parts = None if fixed.per_example else fixed.microbatch_size
     updates, opt_state = update(
-        grads, opt_state, leaves, **asked_for(loss_fn, loss, grads, batch, key)
+        grads, opt_state, leaves, **asked_for(loss_fn, parts, loss, grads, batch, key)
     )
     leaves = optax.apply_updates(leaves, updates)
     after = _counts(opt_state)
@@ -216,10 +218,16 @@ def _noisy_step(
 
 
 def asked_for(
-    loss_fn: Loss, loss: jax.Array, grads: ArrayTree, batch: ArrayTree, key: jax.Array
+    loss_fn: Loss,
+    microbatch_size: int | None,
+    loss: jax.Array,
+    grads: ArrayTree,
+    batch: ArrayTree,
+    key: jax.Array,
 ) -> dict[str, Any]:
     """What optimizers with a line search or a plateau to look for ask for, by Optax's names."""
-    return {"value": loss, "grad": grads, "value_fn": lambda params: loss_fn(params, batch, key)}
+    value = gradients.mean_value(loss_fn, microbatch_size)
+    return {"value": loss, "grad": grads, "value_fn": lambda params: value(params, batch, key)}
 
 
 def _counts(opt_state: optax.OptState) -> tuple[jax.Array, jax.Array]:

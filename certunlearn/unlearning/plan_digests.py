@@ -23,6 +23,8 @@ def settings_of(
         "noise_scale": scale,
         "batch_size": examples.batch_size,
         "per_example": examples.per_example,
+        # Each microbatch of a batch has a key of its own. Examples' keys do not depend on it.
+        "microbatch_size": examples.accumulated,
         "frozen": split.is_frozen,
     }
 

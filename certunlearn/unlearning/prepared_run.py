@@ -12,7 +12,7 @@ from certunlearn._numerics import batches, checks
 from certunlearn._numerics.batches import PoissonSampling
 from certunlearn._numerics.random_keys import Keys
 from certunlearn.mechanisms import Mechanism
-from certunlearn.unlearning import data_feeds, inputs, placement, spread_feeds
+from certunlearn.unlearning import data_feeds, placement, spread_feeds
 from certunlearn.unlearning.compiled_steps import Carry, StepStats
 from certunlearn.unlearning.data_feeds import Feed, RetainData, Steps
 from certunlearn.unlearning.leaf_split import Split
@@ -76,8 +76,11 @@ class Examples:
                 f"retain_data must be arrays or a source of examples by index for {name}, got a "
                 "stream: each step takes every example with a chance of its own"
             )
-        one_by_one = more.per_example or sampling is not None
-        microbatch_size = inputs.microbatch(more.microbatch_size, one_by_one)
+        microbatch_size = more.microbatch_size
+        if sampling is None and batch_size % (microbatch_size or 1):
+            raise ValueError(
+                f"microbatch_size must divide batch_size={batch_size}, got {microbatch_size}"
+            )
         mesh = placement.mesh_of(more.batch_sharding, params, feed.sample)
         if mechanism.solve_to is None:
             places = batch_size
@@ -94,6 +97,19 @@ class Examples:
             prefetch=more.prefetch,
             mesh=mesh,
         )
+
+    @property
+    def accumulated(self) -> int | None:
+        """Examples handled at a time where the gradient is that of a whole batch; None for all."""
+        one_by_one = self.per_example or self.sampling is not None
+        return None if one_by_one else self.microbatch_size
+
+    @property
+    def at_once(self) -> int:
+        """Examples in what the noisy steps' loss is called on."""
+        if self.per_example or self.sampling is not None:
+            return 1
+        return self.microbatch_size or self.batch_size
 
     @property
     def retain_size(self) -> int | None:

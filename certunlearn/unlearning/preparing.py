@@ -93,7 +93,7 @@ def prepare(
     """
     mechanism, more = mechanisms.check(mechanism), as_options(options)
     inputs.function("loss_fn", loss_fn, loss_functions.SIGNATURE)
-    solving.check(mechanism, loss_fn, more)
+    solving.check(mechanism, loss_fn, more, tuned=finetune is not None)
     progress = inputs.flag("progress", progress)
     tuning = as_finetune(finetune)
     tuning_loss = None if tuning is None else finetuning_loss(mechanism, tuning, loss_fn)
@@ -278,15 +278,14 @@ def _losses(
 
     Of the first also whether it computes convolutions.
     """
-    one_by_one = examples.per_example or examples.sampling is not None
-    size = 1 if one_by_one else examples.batch_size
     feed, trainable = examples.feed, split.trainable
     loss = Loss.of(loss_fn, split, form)
-    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, feed.batch_shapes(size))
+    batch = feed.batch_shapes(examples.at_once)
+    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, batch)
     if tuning_loss_fn is None:
         return loss, convolutions, None
     later = Loss.of(tuning_loss_fn, split, form)
-    batch = feed.batch_shapes(examples.batch_size)
+    batch = feed.batch_shapes(examples.accumulated or examples.batch_size)
     rehearsal.check_loss("finetune loss_fn", later, trainable, batch)
     return loss, convolutions, later
 
@@ -391,7 +390,7 @@ def _tuning(
     """The compiled noiseless step, tried by its shapes."""
     if tuning is None or loss is None:
         return None
-    one = compiled_steps.noiseless_step(loss, tuning.optimizer, keys.finetune)
+    one = compiled_steps.noiseless_step(loss, tuning.optimizer, keys.finetune, examples.accumulated)
     call = examples.feed.trial(examples.noiseless(keys.finetune, tuning.steps, 0))
     rehearsal.try_noiseless_step(one, tuning.optimizer, start, call)
     return Tuning(tuning.optimizer, tuning.steps, one)

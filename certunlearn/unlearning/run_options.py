@@ -61,8 +61,11 @@ class Options:
 
     Args:
       per_example: clip each example's gradient and average, instead of the batch gradient.
-      microbatch_size: with `per_example`, examples handled at a time; must divide `batch_size`.
-        With `DPSGD` any number: the room for a step's sample is rounded up to it.
+      microbatch_size: examples handled at a time, which bounds the memory; must divide
+        `batch_size`. A batch's gradient is the mean of those of its microbatches, clipped once, as
+        if it were computed at once: also in fine-tuning, unless `per_example` or the mechanism
+        clips examples in the noisy steps. With `DPSGD` any number: the room for a step's sample is
+        rounded up to it. More than 16 parts run in a loop, where convolutions are slow on a CPU.
       before_clip: Optax transform ahead of the clip, such as `optax.scale_by_adam()`; needs a
         mechanism with `memoryless=False`. Its state starts fresh and is discarded. It gets what
         fine-tuning optimizers get.

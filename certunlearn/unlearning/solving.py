@@ -41,13 +41,13 @@ def precision(mechanism: Mechanism) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if mechanism.solve_to is None else jax.enable_x64(True)
 
 
-def check(mechanism: Mechanism, loss_fn: object, more: Options) -> None:
+def check(mechanism: Mechanism, loss_fn: object, more: Options, tuned: bool) -> None:
     """Refuses what cannot be solved, or certified if it were.
 
     Raises:
       TypeError: if the loss is no `ConvexLoss`.
-      ValueError: if it is less convex than the mechanism says, leaves are frozen, or a solver is
-        given where nothing is solved.
+      ValueError: if it is less convex than the mechanism says, leaves are frozen, a solver is
+        given where nothing is solved, or the size of microbatches where there is no batch.
     """
     name = type(mechanism).__name__
     if mechanism.solve_to is None:
@@ -68,6 +68,11 @@ def check(mechanism: Mechanism, loss_fn: object, more: Options) -> None:
     if more.frozen is not None:
         raise ValueError(
             f"frozen must be None for {name}: the objective is minimised in all parameters"
+        )
+    if more.microbatch_size is not None and not tuned:
+        raise ValueError(
+            f"microbatch_size must be None for {name} without finetune: solvers choose how many "
+            "examples they hold in memory"
         )
 
 

@@ -13,7 +13,8 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "devices_script.py"
-WAYS = {"per example", "microbatches", "frozen", "copied parameters", "copied batches", "samples"}
+WAYS = {"per example", "microbatches", "accumulated", "frozen"}
+WAYS |= {"copied parameters", "copied batches", "samples"}
 pytestmark = pytest.mark.slow
 
 

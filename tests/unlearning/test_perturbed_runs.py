@@ -191,6 +191,11 @@ def plain_loss(params, batch):
         ({"frozen": True}, ValueError, "frozen must be None"),
         ({"center": np.zeros(D)}, ValueError, "center must be None"),
         ({"per_example": True}, ValueError, "per_example must be False"),
+        (
+            {"microbatch_size": 1},
+            ValueError,
+            "microbatch_size must be None for",
+        ),
         ({"batch_size": 7}, ValueError, f"batch_size must be None or all {SIZE}"),
         ({"before_clip": optax.scale(0.5)}, ValueError, "before_clip must be None"),
         ({"delta": None}, TypeError, "delta must be one real number"),

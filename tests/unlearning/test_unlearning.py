@@ -311,7 +311,7 @@ BAD_VALUES = [
     ({"batch_size": 41}, "batch_size must be at most"),
     ({"stop_after": 0}, "stop_after must be at least 1"),
     ({"stop_after": 13}, "stop_after must be at most steps=12"),
-    ({"microbatch_size": 4}, "needs per_example"),
+    ({"microbatch_size": 3}, "microbatch_size must divide batch_size=8, got 3"),
     ({"data": {"x": np.zeros((0, 3)), "y": np.zeros(0)}}, "at least one example"),
     ({"data": {"x": DATA["x"], "y": DATA["y"][:5]}}, "one leading axis"),
     ({"center": {"w": jnp.zeros(3)}}, "center must be structured like params"),
