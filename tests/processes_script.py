@@ -1,16 +1,19 @@
 """One process of a run over several; `tests/unlearning/test_processes.py` starts them.
 
-Arguments: number of this process, number of processes, port, folder. With one process all is done
-on its devices alone.
+Arguments: number of this process, number of processes, port, folder, and what to do. With one
+process all is done on its devices alone.
 """
 
 import json
+import os
 import pathlib
+import signal
 import sys
+import time
 
 import jax
 
-NUMBER, COUNT, PORT, FOLDER = sys.argv[1:]
+NUMBER, COUNT, PORT, FOLDER, TASK = sys.argv[1:]
 if int(COUNT) > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{PORT}", int(COUNT), int(NUMBER))
@@ -22,6 +25,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 import certunlearn as cu  # noqa: E402
+from certunlearn.unlearning import orbax_checkpoints  # noqa: E402
 
 MESH = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 MECHANISM = cu.GradientClipping(init_radius=2.0, clip_norm=1.0, learning_rate=0.1, steps=3)
@@ -105,5 +109,52 @@ def report():
     return out
 
 
+STATES = pathlib.Path(FOLDER) / "states.private"
+TUNED = {"finetune": (optax.adam(0.01), 2)}
+
+
+def killed(torn=False):
+    """Saves after every step, and waits to be killed after the second.
+
+    If torn, the second process dies by itself, while the state of the second step is written.
+    """
+    saver, looks = orbax_checkpoints.Saver(STATES), []
+
+    def evaluate(params):
+        looks.append(1)
+        if len(looks) == 3:
+            if torn and NUMBER == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not torn:
+                saver.wait()
+            pathlib.Path(FOLDER, f"ready-{NUMBER}").touch()
+            time.sleep(600)
+
+    options = cu.Options(save_every=1, save_to=saver, evaluate=evaluate, evaluate_every=1)
+    unlearned((placed(ROWS, "data"), placed(TARGETS, "data")), key=KEY, options=options, **TUNED)
+
+
+def goes_on():
+    """Goes on from what the killed processes saved, read in pieces and whole."""
+    data, out = (placed(ROWS, "data"), placed(TARGETS, "data")), {}
+    out["whole"] = unlearned(data, key=KEY, **TUNED).certificate.params_digest
+    for spread in (False, True):
+        state = orbax_checkpoints.restore_state(STATES, spread=spread)
+        out["step"] = state.step
+        pieces = [leaf for leaf in state.leaves if leaf.shape == (8,)]
+        out[f"in pieces, {spread}"] = [
+            isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in pieces
+        ]
+        result = unlearned(data, options=cu.Options(resume=state), **TUNED)
+        out[f"resumed, {spread}"] = result.certificate.params_digest
+    with orbax_checkpoints.Saver(STATES) as saver:
+        options = cu.Options(resume=state, save_every=1, save_to=saver)
+        unlearned(data, options=options)
+        out["refused"] = refused(lambda: saver(state))
+    out["last"] = orbax_checkpoints.restore_state(STATES).step
+    return out
+
+
 if __name__ == "__main__":
-    pathlib.Path(FOLDER, f"{COUNT}-{NUMBER}.json").write_text(json.dumps(report()))
+    TASKS = {"report": report, "killed": killed, "torn": lambda: killed(True), "goes on": goes_on}
+    pathlib.Path(FOLDER, f"{COUNT}-{NUMBER}.json").write_text(json.dumps(TASKS[TASK]()))

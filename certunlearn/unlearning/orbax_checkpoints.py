@@ -24,7 +24,7 @@ __all__ = ["Saver", "restore_state"]
 class Saver:
     """Saves states as Orbax checkpoints, in a folder for its owner only: `Options(save_to=...)`.
 
-    Every process of the run calls it. Arrays are saved from where they are, each process its part,
+    Every process of the run makes one, of the same folder, and calls it. Arrays are saved from where they are, each process its part,
     and the files are written while the run goes on. A checkpoint is there whole or not at all.
 
     Args:
@@ -171,7 +171,7 @@ def _private_folder(folder: str | os.PathLike[str], *, make: bool) -> Path:
     private_history.check_private(folder, ".private")
     path = Path(folder).absolute()
     if make and not path.exists():
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=0o700, exist_ok=True)  # another process may have made it meanwhile
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {os.fspath(folder)!r}")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:

@@ -6,9 +6,11 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,20 +27,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(number, count, port, folder):
+def start(number, count, port, folder, task="report"):
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(SCRIPT.parent.parent),
     }
-    command = [sys.executable, SCRIPT, str(number), str(count), str(port), str(folder)]
+    command = [sys.executable, SCRIPT, str(number), str(count), str(port), str(folder), task]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder, port = tmp_path_factory.mktemp("processes"), free_port()
-    processes = [start(0, 2, port, folder), start(1, 2, port, folder), start(0, 1, port, folder)]
+def finished(processes):
     try:
         said = [process.communicate(timeout=500)[1] for process in processes]
     finally:
@@ -46,6 +45,12 @@ def folder(tmp_path_factory):
             process.kill()
     for process, text in zip(processes, said, strict=True):
         assert process.returncode == 0, text[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, port = tmp_path_factory.mktemp("processes"), free_port()
+    finished([start(0, 2, port, folder), start(1, 2, port, folder), start(0, 1, port, folder)])
     return folder
 
 
@@ -94,6 +99,33 @@ def test_what_would_part_the_processes_is_refused(seen):
         assert "must be the same on all processes" in report["other keys"]
         assert "save_to must be a function" in report["saves to a file"]
         assert "orbax_checkpoints.Saver" in report["one file of pieces"]
+
+
+@pytest.mark.parametrize(("way", "steps"), [("killed", {2}), ("torn", {1, 2})])
+def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(tmp_path, way, steps):
+    port = free_port()
+    processes = [start(number, 2, port, tmp_path, way) for number in (0, 1)]
+    try:
+        for number, process in enumerate(processes):
+            while process.poll() is None and not (tmp_path / f"ready-{number}").exists():
+                time.sleep(0.1)  # there is an end to it: the process waits for a limited time
+    finally:
+        for process in processes:
+            process.kill()
+    said = [process.communicate()[1] for process in processes]
+    # Where one is dead, the other may have noticed.
+    dead = [process.returncode == -signal.SIGKILL for process in processes]
+    assert dead[way == "torn" :] == [True] * len(dead[way == "torn" :]), said
+    port = free_port()
+    finished([start(number, 2, port, tmp_path, "goes on") for number in (0, 1)])
+    for number in (0, 1):
+        found = json.loads((tmp_path / f"2-{number}.json").read_text())
+        assert found["step"] in steps
+        assert found["resumed, True"] == found["resumed, False"] == found["whole"]
+        assert all(found["in pieces, True"])
+        assert not any(found["in pieces, False"])
+        assert "holds step 3 of a run already" in found["refused"]
+        assert found["last"] == 3
 
 
 def test_a_run_on_local_devices_asks_no_other_process(seen):
