@@ -24,8 +24,9 @@ __all__ = ["Saver", "restore_state"]
 class Saver:
     """Saves states as Orbax checkpoints, in a folder for its owner only: `Options(save_to=...)`.
 
-    Every process of the run makes one, of the same folder, and calls it. Arrays are saved from where they are, each process its part,
-    and the files are written while the run goes on. A checkpoint is there whole or not at all.
+    Every process of the run makes one, of the same folder, and calls it. Arrays are saved from
+    where they are, each process its part, and the files are written while the run goes on. A
+    checkpoint is there whole or not at all.
 
     Args:
       folder: its name must end in `.private`; it is made if it is not there.
