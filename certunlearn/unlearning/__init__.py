@@ -20,6 +20,7 @@ from certunlearn.unlearning.private_history import (
     save_state,
 )
 from certunlearn.unlearning.releasing import UnlearningResult, release
+from certunlearn.unlearning.replicas import run_replicas
 from certunlearn.unlearning.run_options import Finetune, Options
 from certunlearn.unlearning.running import Noisy, run_noisy_steps
 
@@ -43,6 +44,7 @@ __all__ = [
     "release",
     "run_finetuning",
     "run_noisy_steps",
+    "run_replicas",
     "save_state",
     "system_keys",
     "unlearn",

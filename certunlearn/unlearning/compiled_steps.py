@@ -40,6 +40,46 @@ def longest_call(params: ArrayTree, convolutions: bool) -> int:
     return _STEPS_PER_CALL if sum(leaf.size for leaf in jax.tree.leaves(params)) <= most else 1
 
 
+class NoisySteps:
+    """The compiled noisy steps of one run; see `noisy_steps`.
+
+    Attributes:
+      fixed: what they are traced from.
+      varied: what else they depend on.
+      looked_at: `fixed`, as parts that `snapshots.snapshot` can look into.
+    """
+
+    def __init__(self, fixed: noisy_step.Fixed, varied: noisy_step.Varied, loss: Loss) -> None:
+        """`loss` is the one that `fixed` has the structure of."""
+        self.fixed, self.varied = fixed, varied
+        structure = (loss.function, loss.layout, loss.treedef, loss.is_frozen)
+        self.looked_at = (structure, *fixed[1:])
+        self._found: list[Callable[..., tuple[Carry, StepStats]]] = []
+
+    def __call__(
+        self,
+        carry: Carry,
+        data: ArrayTree,
+        sampling_key: jax.Array | None,
+        step: int,
+        *,
+        count: int,
+        most: int = 1,
+        layout: placement.Layout = (),
+    ) -> tuple[Carry, StepStats]:
+        """Takes `count` steps."""
+        if not self._found:
+            shapes, make = (self.varied, carry, data, sampling_key), noisy_step.compiled_noisy
+            run = kept_steps.compiled("noisy", self.fixed, self.looked_at, shapes, make)
+            self._found.append(run)
+        carry, stats = self._found[0](
+            self.varied, carry, data, sampling_key, step, count, most=most, layout=layout
+        )
+        if count < most:  # of steps that were not taken there are no numbers
+            stats = jax.tree.map(lambda numbers: np.asarray(numbers)[:count], stats)
+        return carry, stats
+
+
 def noisy_steps(
     loss: Loss,
     mechanism: Mechanism,
@@ -50,7 +90,7 @@ def noisy_steps(
     per_example: bool = False,
     microbatch_size: int | None = None,
     key: jax.Array,
-) -> Callable[..., tuple[Carry, StepStats]]:
+) -> NoisySteps:
     """Compiles `run(carry, data, sampling_key, step, *, count, most=1, layout=())`.
 
     `run` takes `count` noisy steps and returns (carry, stats); the arguments are those of
@@ -71,31 +111,7 @@ def noisy_steps(
         microbatch_size,
         key,
     )
-    structure = (loss.function, loss.layout, loss.treedef, loss.is_frozen)
-    looked_at = (structure, *fixed[1:])
-    found: list[Callable[..., tuple[Carry, StepStats]]] = []
-
-    def run(
-        carry: Carry,
-        data: ArrayTree,
-        sampling_key: jax.Array | None,
-        step: int,
-        *,
-        count: int,
-        most: int = 1,
-        layout: placement.Layout = (),
-    ) -> tuple[Carry, StepStats]:
-        if not found:
-            shapes, make = (varied, carry, data, sampling_key), noisy_step.compiled_noisy
-            found.append(kept_steps.compiled("noisy", fixed, looked_at, shapes, make))
-        carry, stats = found[0](
-            varied, carry, data, sampling_key, step, count, most=most, layout=layout
-        )
-        if count < most:  # of steps that were not taken there are no numbers
-            stats = jax.tree.map(lambda numbers: np.asarray(numbers)[:count], stats)
-        return carry, stats
-
-    return run
+    return NoisySteps(fixed, varied, loss)
 
 
 def noise_alone(tx: optax.GradientTransformation) -> Callable[..., tuple[Carry, StepStats]]:

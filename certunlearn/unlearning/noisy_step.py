@@ -132,33 +132,47 @@ def compiled_noisy(this: kept_steps.Compiled[Fixed]) -> Callable[..., tuple[Carr
         most: int,
         layout: placement.Layout,
     ) -> tuple[Carry, StepStats]:
-        fixed = this.fixed
-
-        def one(carry: Carry, offset: int | jax.Array) -> tuple[Carry, StepStats]:
-            own = data if most == 1 else jax.tree.map(lambda batches: batches[offset], data)
-            carry, stats = _noisy_step(fixed, varied, carry, own, sampling_key, step + offset)
-            return placement.constrained(carry, layout), stats
-
-        if most == 1:
-            # No loop: it lowers to a `while`, unrolled or not, where XLA on CPU leaves convolutions
-            # in layouts for which it has no fast kernel.
-            carry, stats = one(carry, 0)
-            return carry, jax.tree.map(lambda number: number[None], stats)
-
-        def following(
-            offset: jax.Array, before: tuple[Carry, StepStats]
-        ) -> tuple[Carry, StepStats]:
-            carry, stats = one(before[0], offset)
-            put = lambda whole, own: whole.at[offset].set(own)  # noqa: E731
-            return carry, jax.tree.map(put, before[1], stats)
-
-        # The number of steps is no constant: calls of fewer steps need no program of their own.
-        _, shapes = jax.eval_shape(one, carry, 0)
-        stats = jax.tree.map(lambda one: jnp.zeros((most, *one.shape), one.dtype), shapes)
-        found: tuple[Carry, StepStats] = jax.lax.fori_loop(0, count, following, (carry, stats))
-        return found
+        return steps_of_call(
+            this.fixed, varied, carry, data, sampling_key, step, count, most, layout
+        )
 
     return run
+
+
+def steps_of_call(
+    fixed: Fixed,
+    varied: Varied,
+    carry: Carry,
+    data: ArrayTree,
+    sampling_key: jax.Array | None,
+    step: int | jax.Array,
+    count: int | jax.Array,
+    most: int,
+    layout: placement.Layout,
+) -> tuple[Carry, StepStats]:
+    """What a compiled call does; the arguments are those of `data_feeds.Call`."""
+
+    def one(carry: Carry, offset: int | jax.Array) -> tuple[Carry, StepStats]:
+        own = data if most == 1 else jax.tree.map(lambda batches: batches[offset], data)
+        carry, stats = _noisy_step(fixed, varied, carry, own, sampling_key, step + offset)
+        return placement.constrained(carry, layout), stats
+
+    if most == 1:
+        # No loop: it lowers to a `while`, unrolled or not, where XLA on CPU leaves convolutions
+        # in layouts for which it has no fast kernel.
+        carry, stats = one(carry, 0)
+        return carry, jax.tree.map(lambda number: number[None], stats)
+
+    def following(offset: jax.Array, before: tuple[Carry, StepStats]) -> tuple[Carry, StepStats]:
+        carry, stats = one(before[0], offset)
+        put = lambda whole, own: whole.at[offset].set(own)  # noqa: E731
+        return carry, jax.tree.map(put, before[1], stats)
+
+    # The number of steps is no constant: calls of fewer steps need no program of their own.
+    _, shapes = jax.eval_shape(one, carry, 0)
+    stats = jax.tree.map(lambda one: jnp.zeros((most, *one.shape), one.dtype), shapes)
+    found: tuple[Carry, StepStats] = jax.lax.fori_loop(0, count, following, (carry, stats))
+    return found
 
 
 def _noisy_step(

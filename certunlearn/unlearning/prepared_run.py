@@ -174,13 +174,22 @@ class Start:
         Raises:
           RuntimeError: the second time.
         """
-        carry, self._carry = self._carry, None
-        if carry is None:
+        carry = self.look()
+        self._carry = None
+        return carry
+
+    def look(self) -> Carry:
+        """What `take` would return.
+
+        Raises:
+          RuntimeError: after `take`.
+        """
+        if self._carry is None:
             raise RuntimeError(
                 "prepared was run already, and its noise is used up: prepare another run, or go "
                 "on with the state of that one, Options(resume=...)"
             )
-        return carry
+        return self._carry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -85,7 +85,7 @@ def run_noisy_steps(
     """
     here = (prepared.first, prepared.start.take())  # together, so that no interrupt can part them
     evaluations = Evaluations(prepared)
-    watch = _Watch(prepared, here[1][0])
+    watch = Watch(prepared, here[1][0])
     broken: Exception | None = None
     solved = None
     precision = solving.precision(prepared.mechanism)
@@ -118,11 +118,27 @@ def run_noisy_steps(
                     periodic_saves.save(prepared.options, saved)
                 evaluations.look(here[0], carry[0], here[0] == prepared.stop)
                 if here[0] < prepared.stop and interrupted():
-                    _stop(prepared, here[0])
+                    stop_early(prepared, here[0])
                     break
     if broken is not None:
         raise broken  # out here, for no state is worth keeping
-    step, carry = here
+    return ended(prepared, *here, watch.stats, evaluations.found, solved)
+
+
+def ended(
+    prepared: Prepared,
+    step: int,
+    carry: Carry,
+    stats: list[StepStats],
+    evaluations: list[tuple[int, Any]],
+    solved: Solved | None,
+) -> Noisy:
+    """The noisy steps of a run, checked as a whole; see `Noisy` for the arguments.
+
+    Raises:
+      FloatingPointError: if parameters are not finite.
+      ValueError: if rounding would swallow the noise.
+    """
     trainable = carry[0]
     if prepared.mechanism.solve_to is not None:
         trainable = solving.as_released(trainable, prepared.split.trainable)
@@ -134,8 +150,8 @@ def run_noisy_steps(
         carry=carry,
         trainable=trainable,
         solved=solved,
-        stats=watch.stats,
-        evaluations=evaluations.found,
+        stats=stats,
+        evaluations=evaluations,
         start=prepared.start,
     )
 
@@ -162,10 +178,11 @@ def _calls(prepared: Prepared) -> Generator[Call, None, None]:
     return examples.feed.calls(steps)
 
 
-class _Watch:
+class Watch:
     """Holds every call's numbers against what the mechanism certifies."""
 
     def __init__(self, prepared: Prepared, trainable: ArrayTree) -> None:
+        """`trainable`: what the run starts from."""
         self.stats: list[StepStats] = []
         self._prepared = prepared
         # The largest magnitude of each leaf so far.
@@ -218,7 +235,7 @@ class _Watch:
         return None
 
 
-def _stop(prepared: Prepared, step: int) -> None:
+def stop_early(prepared: Prepared, step: int) -> None:
     """Warns that the run ends early, or raises where nothing could be certified."""
     planned = prepared.mechanism.steps
     if not prepared.mechanism.can_stop(step):
