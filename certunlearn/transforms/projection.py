@@ -22,7 +22,8 @@ def clip_params(params: ArrayTree, radius: float, center: ArrayTree | None = Non
 
     Returns:
       The projection, in the same dtypes; `params` themselves, bit for bit, if they lie inside. If
-      `radius` is below the spacing of floating-point numbers around the centre, the centre.
+      `radius` is below the spacing of floating-point numbers around the centre, the centre. Works
+      in any trace; the derivative is that of the exact projection.
 
     Raises:
       TypeError: if `radius` is not a number.
@@ -158,6 +159,7 @@ def noise_then_projection(
     return optax.GradientTransformation(noise.init, update)
 
 
+@jax.custom_jvp
 def _project(params: ArrayTree, radius: jax.Array, center: ArrayTree | None) -> ArrayTree:
     params = jax.tree.map(jnp.asarray, params)
     if center is None:
@@ -181,6 +183,39 @@ def _project(params: ArrayTree, radius: jax.Array, center: ArrayTree | None) -> 
     return _first_that_holds(
         params, lambda z: norms.within(difference(z), checked), [toward_center, the_center]
     )
+
+
+@_project.defjvp
+def _derivative(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The derivative of the exact projection: the loop of the strict one has none in reverse."""
+    return _project(*primals), jax.jvp(_exact_projection, primals, tangents)[1]
+
+
+def _exact_projection(params: ArrayTree, radius: jax.Array, center: ArrayTree | None) -> ArrayTree:
+    """The formula, as it is rounded: what leaves is never this."""
+    params = jax.tree.map(jnp.asarray, params)
+    zeros = jax.tree.map(jnp.zeros_like, params) if center is None else center
+    center = jax.tree.map(lambda p, c: jnp.asarray(c, p.dtype), params, zeros)
+    moved = jax.tree.map(jnp.subtract, params, center)
+    length = _length(jax.tree.leaves(moved))
+    factor = jnp.where(length <= radius, 1.0, radius / length)
+    return jax.tree.map(lambda m, c: c + m * factor.astype(m.dtype), moved, center)
+
+
+def _length(leaves: list[jax.Array]) -> jax.Array:
+    """The norm of all pieces, scaled so that squares do not overflow; 1 for zeros."""
+    largest = jnp.zeros(())
+    for leaf in leaves:
+        peak = jax.lax.stop_gradient(jnp.max(jnp.abs(leaf), initial=0))
+        axes = parallel.pieces_axes(leaf)
+        largest = jnp.maximum(largest, jax.lax.pmax(peak, axes) if axes else peak)
+    largest = jnp.where(largest > 0, largest, 1.0)
+    square = jnp.zeros(())
+    for leaf in leaves:
+        part = jnp.sum((leaf / largest) ** 2)
+        axes = parallel.pieces_axes(leaf)
+        square += jax.lax.psum(part, axes) if axes else part
+    return largest * jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
 def _radii(params: ArrayTree, radius: jax.Array, center: ArrayTree) -> tuple[ArrayTree, Any]:

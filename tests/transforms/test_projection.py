@@ -1,5 +1,7 @@
 """`clip_params`: the bound, the centre and errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,55 @@ def test_projection_of_traced_nonfinite_parameters_is_the_center():
     center = jnp.array([2.0, 3.0])
     np.testing.assert_array_equal(project(jnp.array([jnp.nan, 1.0]), center), center)
     np.testing.assert_array_equal(project(jnp.array([jnp.inf, 1.0]), center), center)
+
+
+FAR = {"w": jnp.array([3.0, -4.0, 1.0]), "b": jnp.array([0.5, 2.0])}
+ONES = jax.tree.map(jnp.ones_like, FAR)
+
+
+def looked_at(params, radius, center, project=transforms.clip_params):
+    """A number that depends on all of a projection, and the projection."""
+    out = project(params, radius, center)
+    weights = jnp.arange(1.0, 6.0)
+    return jnp.sum(jnp.sin(jnp.concatenate(jax.tree.leaves(out))) * weights), out
+
+
+def formula(params, radius, center):
+    moved = jax.tree.map(jnp.subtract, params, center)
+    length = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(moved)))
+    return jax.tree.map(lambda x, c: c + x * jnp.minimum(1.0, radius / length), moved, center)
+
+
+def test_derivatives_are_those_of_the_formula_and_change_nothing():
+    def of_rows(project):
+        value = functools.partial(looked_at, project=project)
+        return jax.jit(jax.vmap(jax.grad(value, (0, 1, 2), has_aux=True), (0, 0, None)))
+
+    rows, radii = jax.tree.map(lambda x: jnp.stack([x, x, 2 * x]), FAR), np.array([2.0, 100.0, 3.0])
+    mine, out = of_rows(transforms.clip_params)(rows, radii, ONES)
+    truth, exact = of_rows(formula)(rows, radii, ONES)
+    for found, right in ((mine, truth), (out, exact)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, right
+        )
+    # What is differentiated is the projection with its strict bound.
+    for number, radius in enumerate(radii):
+        assert exact_norm(jax.tree.map(lambda x, n=number: np.float64(x[n]) - 1, out)) <= radius
+
+
+@pytest.mark.slow
+def test_derivatives_where_nothing_moves_and_where_squares_overflow():
+    value = lambda params: looked_at(params, 2, None)[0]  # noqa: E731
+    zeros = jax.tree.map(jnp.zeros_like, FAR)
+    found = jnp.concatenate(jax.tree.leaves(jax.grad(value)(zeros)))
+    np.testing.assert_allclose(found, jnp.arange(1.0, 6.0), rtol=1e-6)
+    found = jax.grad(value)(jax.tree.map(lambda x: x * 1e30, FAR))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    # A projection moves nothing outwards.
+    at = transforms.clip_params(FAR, 2.0)
+    _, along = jax.jvp(lambda p: transforms.clip_params(p, 2.0), (FAR,), (FAR,))
+    assert all(np.all(np.abs(leaf) < 1e-5) for leaf in jax.tree.leaves(along))
+    assert exact_norm(at) <= 2
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.complex64])
