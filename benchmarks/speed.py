@@ -7,7 +7,9 @@ tables into docs/. It takes about ten minutes on two cores, which should have no
 The extra `bench` installs the other libraries; without it their columns say "not installed".
 `--quick` takes seconds, on a tiny network: its numbers mean nothing. `--sections steps parts`
 measures these anew and keeps the rest of the JSON file; `--render` writes tables and picture from
-it and measures nothing.
+it and measures nothing. The tables of a GPU are those of
+
+    python -m benchmarks.speed --sections steps examples parts compiling --out benchmarks/gpu
 
 Within a row all ways take turns in one process. A ratio is the median, over rounds, of a way's time
 over plain SGD's in the same round.
@@ -31,7 +33,8 @@ from benchmarks.steps import loops, networks, rivals, tables, timing
 from benchmarks.steps.networks import Network
 from certunlearn._numerics import files
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.resolve()
+GPU = HERE / "gpu"
 LONGEST = 5.0  # an accountant that takes longer, in seconds, is not asked for more steps
 
 
@@ -254,12 +257,19 @@ def main() -> None:
             record.setdefault("measured", {})[name] = about | {"seconds": clock}
             write(args.out, record)
     write(args.out, record)
-    if args.out == HERE and not args.quick:
-        pages = HERE.parent / "docs"
-        ranged = record if "steps" in record else None
-        tables.renew(pages / "benchmarks.md", tables.shown_of_speed(record), ranged)
-        tables.renew(pages / "sharp-edges.md", {}, ranged)
+    if args.out.resolve() in (HERE, GPU) and not args.quick:
+        renew_pages()
     print(f"\n{tables.speed(record)}")
+
+
+def renew_pages() -> None:
+    """Writes into docs/ what has been measured here, and on a GPU."""
+    records = {folder: folder / "speed.json" for folder in (HERE, GPU)}
+    found = {folder: json.loads(path.read_text()) for folder, path in records.items()}
+    shown = tables.shown_of_speed(found[HERE]) | tables.shown_of_gpu(found[GPU])
+    pages = HERE.parent / "docs"
+    tables.renew(pages / "benchmarks.md", shown, found[HERE])
+    tables.renew(pages / "sharp-edges.md", {}, found[HERE])
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Other libraries' steps with each example's gradient clipped, for the same networks.
 
 They promise less: their clips overshoot in the last places, and their noise has no tails beyond
-5.4 standard deviations (JAX) or is drawn in float32 (PyTorch). Import what is not there raises
+5.4 standard deviations (JAX) or is drawn in float32 (PyTorch). To import what is not there raises
 ImportError, which the benchmark records.
 """
 
@@ -49,19 +49,25 @@ def jax_privacy(network: Network, microbatch_size: int | None = None) -> loops.L
 
 
 class Torch:
-    """A loop of PyTorch on the CPU: plain, or with Opacus in one of its modes."""
+    """A loop of PyTorch where JAX runs, too: plain, or with Opacus in one of its modes."""
 
     def __init__(self, network: Network, mode: str | None) -> None:
         """Builds the equal network and its optimizer. `mode` is "hooks", "ghost" or None."""
         import torch
 
+        on_gpu = jax.default_backend() == "gpu"
+        if on_gpu and not torch.cuda.is_available():
+            raise ImportError("PyTorch was built without CUDA")
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        self._wait = torch.cuda.synchronize if on_gpu else lambda: None
         torch.manual_seed(0)
-        self._module = _module(network)
+        self._module = _module(network).to(self._device)
         self._criterion: Any = torch.nn.CrossEntropyLoss()
         self._optimizer: Any = torch.optim.SGD(self._module.parameters(), lr=loops.RATE)
         x, y = (np.array(leaf) for leaf in network.data)
         x = np.moveaxis(x, -1, 1) if x.ndim == 4 else x
-        self._data = torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64))
+        arrays = torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64))
+        self._data = tuple(array.to(self._device) for array in arrays)
         self._batches = np.random.default_rng(0).permutation(len(x)).reshape(-1, network.batch_size)
         self._taken = 0
         count = sum(weight.numel() for weight in self._module.parameters())
@@ -99,6 +105,7 @@ class Torch:
             self._criterion(self._module(x), y).backward()
             self._optimizer.step()
             self._taken += 1
+        self._wait()
 
 
 def _module(network: Network) -> Any:

@@ -345,6 +345,15 @@ def shown_of_speed(record: dict[str, Any]) -> dict[str, str]:
     return {f"### {TITLES[n][0]}": TITLES[n][2](record[n]) for n in TITLES if n in record}
 
 
+def shown_of_gpu(record: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/benchmarks.md that were measured on a GPU, by heading."""
+    prefix = "### On a GPU: "
+    return {
+        f"{prefix}{heading[4].lower()}{heading[5:]}": table
+        for heading, table in shown_of_speed(record).items()
+    }
+
+
 def shown_of_scaling(record: dict[str, Any]) -> dict[str, str]:
     """The tables of docs/scaling.md, by heading."""
     return {f"## {title}": table for title, table in scaling_sections(record).items()}

@@ -17,11 +17,10 @@ from certunlearn.unlearning import data_feeds, kept_steps, model_loss, noisy_ste
 from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for
 
-# Steps in one compiled call, if they are so short that starting each by itself would cost more.
-_STEPS_PER_CALL = 32
-# With more parameters a step takes so long that starting it costs nothing beside it.
-_MOST_PARAMETERS = {"cpu": 2**18}
-_MOST_PARAMETERS_ELSEWHERE = 2**22
+# Steps in one compiled call, for models of at most so many parameters. Steps of larger ones take
+# so long that starting each by itself costs little.
+_STEPS_PER_CALL = {"cpu": ((2**18, 32),)}
+_STEPS_PER_CALL_ELSEWHERE = ((2**22, 32), (2**27, 8))
 
 
 def longest_call(params: ArrayTree, convolutions: bool) -> int:
@@ -30,14 +29,15 @@ def longest_call(params: ArrayTree, convolutions: bool) -> int:
     On CPU, convolutions are not put into a loop: XLA runs them there about 30 times slower.
 
     Args:
-      params: what is trained.
+      params: of the model, frozen ones too.
       convolutions: whether the loss computes any.
     """
     backend = jax.default_backend()
     if backend == "cpu" and convolutions:
         return 1
-    most = _MOST_PARAMETERS.get(backend, _MOST_PARAMETERS_ELSEWHERE)
-    return _STEPS_PER_CALL if sum(leaf.size for leaf in jax.tree.leaves(params)) <= most else 1
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    allowed = _STEPS_PER_CALL.get(backend, _STEPS_PER_CALL_ELSEWHERE)
+    return next((steps for most, steps in allowed if size <= most), 1)
 
 
 class NoisySteps:

@@ -113,7 +113,7 @@ def prepare(
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
     loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples)
-    longest = compiled_steps.longest_call(split.trainable, convolutions)
+    longest = compiled_steps.longest_call(split.leaves, convolutions)
     settings = plan_digests.settings_of(mechanism, scale, split, examples)
     keys, key_source = agreement.agreed_keys(
         *_keys(key, more.resume), split.leaves, settings, more.resume

@@ -32,15 +32,23 @@ def test_pages_show_what_was_measured():
 
     speed, memory, scaling = record("speed"), record("memory"), record("scaling")
     shown = tables.shown_of_speed(speed) | {"### Memory": tables.peaks(memory)}
-    assert page("benchmarks").count("| not measured yet |") == 7 - len(shown)
+    assert len(shown) == 7
+    shown |= tables.shown_of_gpu(record("gpu/speed"))
+    assert len(shown) in (10, 11)
     assert tables.renewed(page("benchmarks"), shown) == page("benchmarks")
     assert tables.renewed(page("scaling"), tables.shown_of_scaling(scaling)) == page("scaling")
     for name in ("benchmarks", "sharp-edges"):
         assert tables.range_of(speed) in " ".join(page(name).split())
-    for name, written in (("speed", tables.speed), ("memory", tables.memory)):
+    for name, written in (
+        ("speed", tables.speed),
+        ("gpu/speed", tables.speed),
+        ("memory", tables.memory),
+    ):
         assert written(record(name)) == (ROOT / "benchmarks" / f"{name}.md").read_text()
     assert tables.scaling(scaling) == (ROOT / "benchmarks" / "scaling.md").read_text()
-    assert not any("--quick" in each["command"] for each in speed["measured"].values())
+    for measured in (speed["measured"], record("gpu/speed")["measured"]):
+        assert not any("--quick" in each["command"] for each in measured.values())
+    assert "(gpu)" in record("gpu/speed")["measured"]["steps"]["device"]
 
 
 def test_a_page_takes_a_new_table_and_keeps_the_rest():

@@ -124,3 +124,43 @@ def test_a_compiled_step_has_fast_convolutions_and_uses_its_memory_again(name):
     assert compiled.memory_analysis().alias_size_in_bytes >= sum(leaf.nbytes for leaf in leaves)
     compiled(*arguments)
     assert all(leaf.is_deleted() for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("backend", "size", "convolutions", "steps"),
+    [
+        ("cpu", 2**18, False, 32),
+        ("cpu", 2**18 + 1, False, 1),
+        ("cpu", 10, True, 1),
+        ("gpu", 10, True, 32),
+        ("gpu", 2**22 + 1, False, 8),
+        ("tpu", 2**27 + 1, False, 1),
+    ],
+)
+def test_how_many_steps_go_into_a_call(backend, size, convolutions, steps, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    params = {"a": jax.ShapeDtypeStruct((size - 3,), np.float32), "b": np.zeros(3)}
+    assert compiled_steps.longest_call(params, convolutions) == steps
+
+
+def test_convolutions_are_found_wherever_they_are():
+    def inner(kernel, images):
+        shapes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=shapes
+        )
+
+    kernel, images = jnp.ones((3, 3, 1, 1)), jnp.ones((2, 4, 4, 1))
+    ways = [
+        inner,
+        jax.jit(inner),
+        jax.checkpoint(inner),
+        lambda k, x: jax.lax.cond(k[0, 0, 0, 0] > 0, inner, lambda k, x: x, k, x),
+        lambda k, x: jax.lax.scan(lambda x, _: (inner(k, x), None), x, None, length=2)[0],
+        lambda k, x: jax.vmap(lambda one: inner(k, one[None]))(x),
+    ]
+    for way in ways:
+        program = jax.make_jaxpr(jax.grad(lambda k, w=way: jnp.sum(w(k, images))))(kernel)
+        assert programs.holds(program.jaxpr, "conv_general_dilated")
+    other = jax.make_jaxpr(jax.jit(lambda k, x: jnp.sum(k) * x))(kernel, images)
+    assert not programs.holds(other.jaxpr, "conv_general_dilated")
