@@ -140,7 +140,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+FAST = ("equal keys", "batch sizes", "steps", "losses", "decay in one", "data", "saving")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in REFUSED]
+)
 def test_what_cannot_be_taken_together_is_refused_and_not_used_up(name):
     make, words = REFUSED[name]
     runs = [make(i) for i in range(2)]
