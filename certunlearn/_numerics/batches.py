@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,10 @@ def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
         return np.asarray(_permutation(key, epoch, size))
     # XLA sorts slowly on CPU: for small networks that took as long as the steps.
     order = places = np.arange(size, dtype=np.int32)
-    for words in _sort_words(key, epoch, size):
+    rounds = math.ceil(3 * math.log(size) / math.log(2**32 - 1))
+    for words in _sort_words(key, epoch, rounds, _drawn(key, size)):
         # In the low half the place: equal words stay in their order, and the sort gives the places.
-        packed = np.asarray(words).astype(np.uint64)
+        packed = np.asarray(words)[:size].astype(np.uint64)
         packed <<= 32
         packed |= places.view(np.uint32)
         packed.sort()
@@ -72,11 +73,24 @@ def _permutation(key: jax.Array, epoch: int, size: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), size)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _sort_words(key: jax.Array, epoch: int, size: int) -> list[jax.Array]:
+def _drawn(key: jax.Array, size: int) -> int:
+    """How many words to draw so that the first are those for `size` examples.
+
+    Up to an eighth more, if a word depends on its place alone: so that the program which draws them
+    serves most retain sets of about the same size.
+    """
+    settings: Any = jax.config
+    if not settings.jax_threefry_partitionable or jax.random.key_impl(key) != "threefry2x32":
+        return size
+    unit = 2 ** max(0, size.bit_length() - 4)
+    return -(-size // unit) * unit
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _sort_words(key: jax.Array, epoch: int, rounds: int, size: int) -> list[jax.Array]:
     """The words by which `jax.random.permutation` sorts, round after round."""
     key, found = jax.random.fold_in(key, epoch), []
-    for _ in range(math.ceil(3 * math.log(size) / math.log(2**32 - 1))):
+    for _ in range(rounds):
         key, own = jax.random.split(key)
         found.append(jax.random.bits(own, (size,), jnp.uint32))
     return found

@@ -26,6 +26,15 @@ def test_the_order_is_that_of_a_permutation_by_jax(size):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_whatever_the_generator(kind, partitionable):
+    key = jax.random.key(1, impl=kind)
+    with jax.threefry_partitionable(partitionable):
+        expected = jax.random.permutation(jax.random.fold_in(key, 2), 1001)
+        np.testing.assert_array_equal(batches.epoch_order(key, 2, 1001), expected)
+
+
 def test_batches_from_a_later_step_are_those_of_a_whole_run():
     key = jax.random.key(0)
     whole = list(itertools.islice(batches.batches_from(key, 10, 3), 8))

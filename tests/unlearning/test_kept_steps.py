@@ -14,7 +14,7 @@ import certunlearn as cu
 from certunlearn.mechanisms import step_rules
 from certunlearn.unlearning import kept_steps
 from certunlearn.unlearning.snapshots import snapshot
-from tests.loop_helpers import CLIPPED, CONVEX, PARAMS, loss_fn, run
+from tests.loop_helpers import CLIPPED, CONVEX, DATA, PARAMS, loss_fn, run
 
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -88,6 +88,18 @@ def test_a_second_run_of_equal_shapes_compiles_nothing(name):
     assert count == 1
     assert jax.tree.all(jax.tree.map(np.array_equal, result.params, alone.params))
     assert result.certificate.epsilon == alone.certificate.epsilon
+
+
+def test_another_number_of_examples_compiles_no_step():
+    mechanism, tuned = PAIRS["clipped"][0], {"finetune": (optax.sgd(0.1), 2)}
+    fewer = jax.tree.map(lambda leaf: leaf[:-3], DATA)
+    run(mechanism, **tuned)
+    count, result = compiled_by(lambda: run(mechanism, data=fewer, **tuned))
+    assert count <= 3  # what draws an order, and what takes one batch or many by it
+    cu.unlearning.clear_compiled_steps()
+    count, alone = compiled_by(lambda: run(mechanism, data=fewer, **tuned))
+    assert count == 2  # with noise and without
+    assert jax.tree.all(jax.tree.map(np.array_equal, result.params, alone.params))
 
 
 def test_fine_tuning_centres_and_frozen_leaves_are_served_too():

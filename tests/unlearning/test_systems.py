@@ -219,6 +219,7 @@ def test_an_interrupt_before_any_noise_releases_nothing(monkeypatch):
             return False
 
     monkeypatch.setattr("certunlearn.unlearning.interrupts.deferred_interrupts", Pressed)
+    monkeypatch.setattr(compiled_steps, "longest_call", lambda params, convolutions: 1)
     with pytest.raises(KeyboardInterrupt, match="before any noise"):
         run(SYSTEMS["descent"])
     with warnings.catch_warnings():
