@@ -47,6 +47,9 @@ class Plan:
         self.networks = tiny if quick else {name: networks.ROWS[name] for name in names}
         some = {name: networks.ROWS[name] for name in ("MLP 100k", "CNN 20k") if name in names}
         self.examples = tiny if quick else some
+        small = ("MLP 4k", "MLP 100k", "CNN 20k")
+        self.replicas = tiny if quick else {n: networks.ROWS[n] for n in small if n in names}
+        self.runs = 2 if quick else 8
         self.microbatches = (2,) if quick else (8,)
         self.rounds = rounds
         self.seconds = 0.01 if quick else 0.3  # of one way in one round
@@ -178,6 +181,40 @@ def accountants(plan: Plan) -> list[dict[str, Any]]:
     return found
 
 
+def replicas(plan: Plan) -> list[dict[str, Any]]:
+    """Runs that `run_replicas` takes together, and the same runs one after the other."""
+    ways = {"one by one": loops.one_by_one, "together": loops.together}
+    found = []
+    for make in plan.replicas.values():
+        network = make()
+
+        def timed(way: Callable[[list[Any]], None], steps: int) -> tuple[float, float]:
+            runs = [loops.prepared(network, steps, number) for number in range(plan.runs)]  # noqa: B023
+            clock, processor = timing.timed(lambda: way(runs))
+            return clock / steps, processor / steps
+
+        for way in ways.values():
+            timed(way, 1)  # what is compiled once
+        steps = max(1, round(plan.seconds / timed(loops.one_by_one, 2)[0]))
+        for way in ways.values():
+            timed(way, steps)
+        times: dict[str, timing.Times] = {name: [] for name in ways}
+        for number in range(plan.rounds):
+            for name in timing.turned(list(ways), number):
+                times[name].append(timed(ways[name], steps))
+        found.append(
+            {
+                "network": network.name,
+                "parameters": network.parameters,
+                "runs": plan.runs,
+                "steps_a_round": steps,
+                "ways": {n: timing.summary(times[n], times["one by one"]) for n in ways},
+            }
+        )
+        tables.say(found[-1])
+    return found
+
+
 def compiling(plan: Plan) -> dict[str, Any]:
     """Compilation of a clip of many leaves, and of a second request of equal shapes."""
     found: dict[str, Any] = {"leaves": plan.leaves, "clip": {}}
@@ -227,6 +264,7 @@ SECTIONS: dict[str, Callable[[Plan], Any]] = {
     "steps": steps,
     "examples": examples,
     "parts": parts,
+    "replicas": replicas,
     "compiling": compiling,
     "accountants": accountants,
 }

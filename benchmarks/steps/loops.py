@@ -133,6 +133,32 @@ def unlearn(
     )
 
 
+def prepared(network: Network, steps: int, number: int) -> Any:
+    """Run number so and so, with a key of its own, ready to start."""
+    return cu.unlearning.prepare(
+        network.loss_fn,
+        network.params,
+        network.data,
+        mechanism(steps),
+        noise_scale=NOISE,
+        delta=1e-5,
+        batch_size=network.batch_size,
+        key=jax.random.key(number),
+        accountant="interpolation",
+        progress=False,
+    )
+
+
+def one_by_one(runs: list[Any]) -> None:
+    """The noisy steps of one run after the other."""
+    jax.block_until_ready([cu.unlearning.run_noisy_steps(run).trainable for run in runs])
+
+
+def together(runs: list[Any]) -> None:
+    """The same in one call."""
+    jax.block_until_ready([noisy.trainable for noisy in cu.unlearning.run_replicas(runs)])
+
+
 def parts(size: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """Noise, clip and both with the update, without a gradient: Optax's and the library's."""
     params = {"w": jnp.zeros(size)}

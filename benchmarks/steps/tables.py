@@ -107,6 +107,24 @@ def parts(rows: list[dict[str, Any]]) -> str:
     return lines_of(table)
 
 
+def replicas(rows: list[dict[str, Any]]) -> str:
+    """Runs one by one and together."""
+    table = [["network", "runs", "one by one, ms", "together, ms", "ratio", "middle half"]]
+    for row in rows:
+        alone, together = row["ways"]["one by one"], row["ways"]["together"]
+        table.append(
+            [
+                row["network"],
+                str(row["runs"]),
+                f"{1e3 * alone['seconds']:.3g}",
+                f"{1e3 * together['seconds']:.3g}",
+                cell(together),
+                spread(together),
+            ]
+        )
+    return lines_of(table)
+
+
 def accountants(rows: list[dict[str, Any]]) -> str:
     """Seconds of `noise_scale`; each T a column."""
     counts = sorted({row["steps"] for row in rows})
@@ -151,6 +169,11 @@ TITLES = {
         examples,
     ),
     "parts": ("Noise, clip and both with the update", "No gradient is counted.", parts),
+    "replicas": (
+        "Several runs together",
+        "A step of all runs; in brackets the ratio of processor time.",
+        replicas,
+    ),
     "compiling": ("Compiling", "", compiling),
     "importing": ("Importing", "Fresh processes, in turn.", importing),
     "accountants": ("Accountants", "Seconds of `noise_scale` for T steps.", accountants),
