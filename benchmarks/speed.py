@@ -9,7 +9,8 @@ The extra `bench` installs the other libraries; without it their columns say "no
 measures these anew and keeps the rest of the JSON file; `--render` writes tables and picture from
 it and measures nothing. The tables of a GPU are those of
 
-    python -m benchmarks.speed --sections steps examples parts compiling --out benchmarks/gpu
+    python -m benchmarks.speed --out benchmarks/gpu
+        --sections steps examples parts replicas compiling
 
 Within a row all ways take turns in one process. A ratio is the median, over rounds, of a way's time
 over plain SGD's in the same round.
