@@ -18,9 +18,9 @@ from certunlearn.unlearning.model_loss import Loss
 from certunlearn.unlearning.noisy_step import Carry, StepStats, asked_for
 
 # Steps in one compiled call, for models of at most so many parameters. Steps of larger ones take
-# so long that starting each by itself costs little.
+# so long that starting each by itself costs little, and a loop holds two more copies of them.
 _STEPS_PER_CALL = {"cpu": ((2**18, 32),)}
-_STEPS_PER_CALL_ELSEWHERE = ((2**22, 32), (2**27, 8))
+_STEPS_PER_CALL_ELSEWHERE = ((2**22, 32), (2**25, 8))
 
 
 def longest_call(params: ArrayTree, convolutions: bool) -> int:

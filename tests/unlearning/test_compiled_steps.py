@@ -134,7 +134,7 @@ def test_a_compiled_step_has_fast_convolutions_and_uses_its_memory_again(name):
         ("cpu", 10, True, 1),
         ("gpu", 10, True, 32),
         ("gpu", 2**22 + 1, False, 8),
-        ("tpu", 2**27 + 1, False, 1),
+        ("tpu", 2**25 + 1, False, 1),
     ],
 )
 def test_how_many_steps_go_into_a_call(backend, size, convolutions, steps, monkeypatch):
