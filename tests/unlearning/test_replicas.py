@@ -51,6 +51,7 @@ RUNS = {
     "examples, and a random loss": lambda i: prepare(
         clipping(i), key=i, loss=dropping, per_example=True, microbatch_size=4
     ),
+    "microbatches": lambda i: prepare(clipping(i), key=i, microbatch_size=2),
     "momentum": lambda i: prepare(
         clipping(i, memoryless=False), key=i, before_clip=optax.scale_by_adam()
     ),
