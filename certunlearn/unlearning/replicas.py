@@ -19,8 +19,10 @@ from certunlearn.unlearning.running import Noisy
 
 # For each leaf, 0 where replicas have each their own, None where one serves all.
 _Axes = tuple[int | None, ...]
-# Of the batches of all replicas that go into one call of several steps.
-_MOST_BYTES = 2**26
+# Of the batches of all replicas that go into one call of several steps. On a CPU, what is stacked
+# is to be in its cache when it is read.
+_MOST_BYTES = {"cpu": 2**24}
+_MOST_BYTES_ELSEWHERE = 2**26
 
 
 def run_replicas(
@@ -142,7 +144,8 @@ def _calls(runs: list[Prepared]) -> Generator[tuple[Call, ...], None, None]:
     """The calls of all runs, in step: each on the first one's data, which is equal to all's."""
     feed = runs[0].examples.feed
     batch = sum(leaf.size * leaf.dtype.itemsize for leaf in _batch_shapes(runs[0]))
-    longest = max(1, min(runs[0].longest, _MOST_BYTES // (batch * len(runs) + 1)))
+    most = _MOST_BYTES.get(jax.default_backend(), _MOST_BYTES_ELSEWHERE)
+    longest = max(1, min(runs[0].longest, most // (batch * len(runs) + 1)))
     with contextlib.ExitStack() as opened:
         found = []
         for run in runs:
@@ -193,9 +196,15 @@ def _stacked(trees: list[Any]) -> tuple[Any, _Axes]:
     leaves, axes = [], []
     for parts in zip(*flat, strict=True):
         one = all(part is parts[0] for part in parts)
-        leaves.append(parts[0] if one else jnp.stack(parts))
+        leaves.append(parts[0] if one else _stack(parts))
         axes.append(None if one else 0)
     return jax.tree.unflatten(jax.tree.structure(trees[0]), leaves), tuple(axes)
+
+
+@jax.jit
+def _stack(parts: tuple[Any, ...]) -> jax.Array:
+    """One call, where `jnp.stack` alone is one for each part."""
+    return jnp.stack(parts)
 
 
 def _compiled_replicas(
