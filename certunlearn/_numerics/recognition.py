@@ -279,6 +279,11 @@ def nnx_of(model: object) -> Any:
     return nnx if nnx is not None and isinstance(model, nnx.Module) else None
 
 
+def holds_arrays(value: object) -> bool:
+    """Whether there is an array in a pytree."""
+    return any(map(is_shaped, jax.tree.leaves(value)))
+
+
 def nnx_shared_paths(model: Any) -> list[list[tuple[Any, ...]]]:
     """Groups of paths at which an NNX module holds one thing; none if this Flax cannot say."""
     nnx = nnx_of(model)

@@ -58,6 +58,14 @@ class Split:
             raise TypeError(f"frozen must hold True or False for each leaf, got {wrong[0]!r}")
         if all(flags):
             raise ValueError("frozen must leave at least one leaf to train, got True for all")
+        if {id(leaf) for leaf, flag in zip(leaves, flags, strict=True) if flag} & {
+            id(leaf) for leaf, flag in zip(leaves, flags, strict=True) if not flag
+        }:
+            raise ValueError(
+                "frozen must say the same of one array in two places: frozen in one of them it "
+                "would leave as it was trained. If it is tied, freeze all its places or none; if "
+                "not, copy it"
+            )
         return cls(treedef, leaves, [bool(flag) for flag in flags])
 
     @property

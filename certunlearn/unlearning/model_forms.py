@@ -116,7 +116,11 @@ class TrainState(ModelForm):
         """Takes it apart."""
         self._state, self._inner = state, form_of(state.params)
         settings = recognition.train_state_settings(state)
-        self._extras = {name: value for name, value in extras.items() if name not in settings}
+        self._extras = {
+            name: value
+            for name, value in extras.items()
+            if name not in settings or recognition.holds_arrays(value)
+        }
         self.params, self.layout, self.kept = (
             self._inner.params,
             self._inner.layout,

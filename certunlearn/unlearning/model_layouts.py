@@ -166,6 +166,8 @@ class NnxLayout:
             for number, (name, array) in enumerate(zip(self.names, self.arrays, strict=True))
         ]
         nnx = sys.modules["flax.nnx"]
+        # The module gets variables of its own: who changes them in place changes nothing else.
+        params = jax.tree.map(lambda leaf: leaf, params)
         return nnx.merge(self.graph, params, jax.tree.unflatten(self.treedef, state))
 
 

@@ -49,7 +49,8 @@ class Saver:
             max_to_keep=checks.positive_int("keep", keep), enable_async_checkpointing=True
         )
         self._manager = orbax.CheckpointManager(self._folder, options=options)
-        self._data_key: list[int] | None = None  # of the run that the folder is of
+        # Of the run that the folder is of.
+        self._of_run: tuple[list[int], dict[str, str]] | None = None
 
     def __call__(self, state: UnlearningState) -> None:
         """Starts to save a state; waits for the one before.
@@ -60,10 +61,12 @@ class Saver:
         orbax = _orbax()
         self.wait()
         latest, key = self._manager.latest_step(), np.asarray(state.data_key).tolist()
+        of_run = key, dict(state.plan)
         if latest is not None:
-            if self._data_key is None:
-                self._data_key = _about(orbax, self._manager, latest)["data_key"]
-            if self._data_key != key or latest >= state.step:
+            if self._of_run is None:
+                about = _about(orbax, self._manager, latest)
+                self._of_run = about["data_key"], about["plan"]
+            if self._of_run != of_run or latest >= state.step:
                 raise ValueError(
                     f"folder {str(self._folder)!r} holds step {latest} of a run already, and this "
                     f"is step {state.step}: go on with that one, "
@@ -83,7 +86,7 @@ class Saver:
                 about=orbax.args.JsonSave({"text": json.dumps(about)}),
             ),
         )
-        self._data_key = key
+        self._of_run = of_run
 
     def wait(self) -> None:
         """Returns when the last state is on disk.

@@ -2,23 +2,45 @@
 
 import os
 
+import numpy as np
+
 from certunlearn.unlearning.prepared_run import Prepared
-from certunlearn.unlearning.private_history import UnlearningState, write_state
+from certunlearn.unlearning.private_history import UnlearningState, load_state, write_state
 from certunlearn.unlearning.run_options import Options
 
 
 def check(options: Options) -> None:
-    """Refuses to overwrite the state of another run.
+    """Refuses to overwrite the state of another run, or a later one of this run.
 
     Raises:
-      ValueError: if the file is there and the run does not go on from a state.
+      ValueError: if the file is there, and is not the state that the run goes on from, or an
+        earlier one.
     """
-    path = options.save_to
-    if isinstance(path, str | os.PathLike) and options.resume is None and os.path.lexists(path):
+    path, resumed = options.save_to, options.resume
+    if not isinstance(path, str | os.PathLike) or not os.path.lexists(path):
+        return
+    found = None if resumed is None else _state_at(path)
+    same_run = (
+        found is not None
+        and resumed is not None
+        and np.array_equal(found.data_key, resumed.data_key)
+        and found.plan == resumed.plan
+        and found.step <= resumed.step
+    )
+    if not same_run:
         raise ValueError(
             f"save_to={os.fspath(path)!r} is there already, and may be the state of a run that was "
-            "killed: go on with it, Options(resume=load_state(save_to)), or delete it"
+            "killed, or a later one of this run: go on with it, "
+            "Options(resume=load_state(save_to)), or delete it"
         )
+
+
+def _state_at(path: str | os.PathLike[str]) -> UnlearningState | None:
+    """The state in a file; None if it is something else."""
+    try:
+        return load_state(path)
+    except (OSError, ValueError):
+        return None
 
 
 def due(prepared: Prepared, step: int) -> bool:
