@@ -29,3 +29,13 @@ def holds(program: Jaxpr, primitive: str) -> bool:
         or any(holds(each, primitive) for each in inner(equation.params))
         for equation in program.eqns
     )
+
+
+def constants(program: Jaxpr) -> Iterator[Any]:
+    """The arrays that functions called by a program hold; not those of the program itself."""
+    for equation in program.eqns:
+        for leaf in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(leaf, ClosedJaxpr):
+                yield from leaf.consts
+        for each in inner(equation.params):
+            yield from constants(each)

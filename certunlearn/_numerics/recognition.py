@@ -281,7 +281,7 @@ def nnx_of(model: object) -> Any:
 
 def holds_arrays(value: object) -> bool:
     """Whether there is an array in a pytree."""
-    return any(map(is_shaped, jax.tree.leaves(value)))
+    return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(value))
 
 
 def nnx_shared_paths(model: Any) -> list[list[tuple[Any, ...]]]:

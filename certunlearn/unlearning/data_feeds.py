@@ -280,7 +280,7 @@ class StreamFeed(Feed):
                 f"batch_size must be the stream's, {self.batch_size}, got {batch_size}"
             )
         for batch in self._reader.as_given():
-            yield inputs.arrays("a batch of retain_data", batch, keys=True)
+            yield inputs.arrays("a batch of retain_data", batch, keys=True, copied=True)
 
 
 # Rows that are fetched at a time where the objective is minimised.

@@ -111,7 +111,7 @@ class Reader:
         first = next(started, None)
         if first is None:
             raise ValueError("retain_data must hold at least one batch, got a stream of none")
-        self.sample = inputs.arrays("a batch of retain_data", first, keys=True)
+        self.sample = inputs.arrays("a batch of retain_data", first, keys=True, copied=True)
         self._check_size(self.sample, "the first batch")
         self.shapes = jax.tree.map(_shape, self.sample)
         if stream.passes_once:
@@ -180,7 +180,7 @@ class Reader:
             yield found
 
     def _checked(self, batch: ArrayTree, where: str) -> ArrayTree:
-        found = inputs.arrays(f"{where} of retain_data", batch, keys=True)
+        found = inputs.arrays(f"{where} of retain_data", batch, keys=True, copied=True)
         self._check_size(found, where)
         shapes = jax.tree.map(_shape, found)
         if shapes != self.shapes:

@@ -33,7 +33,7 @@ def transform(name: str, value: object) -> None:
         )
 
 
-def arrays(name: str, tree: Any, *, keys: bool = False) -> ArrayTree:
+def arrays(name: str, tree: Any, *, keys: bool = False, copied: bool = False) -> ArrayTree:
     """The same pytree with JAX arrays as leaves.
 
     Args:
@@ -41,13 +41,15 @@ def arrays(name: str, tree: Any, *, keys: bool = False) -> ArrayTree:
       tree: a pytree of arrays: JAX's, NumPy's, or anything that NumPy takes for an array with a
         dtype and a shape.
       keys: whether typed PRNG keys may be among them.
+      copied: whether memory of the host is left to its owner, who may use it again; JAX may else
+        take it as it is.
 
     Raises:
       TypeError: if a leaf is no array, or one that holds no numbers, is masked or sparse.
       ValueError: if a number does not fit JAX's type, as beyond 32 bits without 64-bit mode.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _array(name + jax.tree_util.keystr(path), leaf, keys),
+        lambda path, leaf: _array(name + jax.tree_util.keystr(path), leaf, keys, copied),
         tree,
         is_leaf=recognition.is_jax_sparse,
     )
@@ -61,7 +63,7 @@ def check_real(name: str, tree: ArrayTree) -> None:
             raise TypeError(f"{name}{at} must hold real numbers, got {leaf.dtype}")
 
 
-def _array(where: str, leaf: Any, keys: bool) -> jax.Array:
+def _array(where: str, leaf: Any, keys: bool, copied: bool) -> jax.Array:
     if isinstance(leaf, jax.Array):
         if recognition.is_prng_key(leaf) and not keys:
             raise TypeError(f"{where} must hold numbers, got a PRNG key")
@@ -90,7 +92,7 @@ def _array(where: str, leaf: Any, keys: bool) -> jax.Array:
         raise TypeError(f"{where} must hold numbers, got dtype {host.dtype}")
     if target != host.dtype:
         _check_fit(where, host, target)
-    return jnp.asarray(host, target)
+    return jnp.asarray(np.array(host) if copied else host, target)
 
 
 def _check_fit(where: str, host: np.ndarray, target: np.dtype) -> None:

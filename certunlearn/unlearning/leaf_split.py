@@ -124,6 +124,11 @@ class Split:
         trees.check_finite(name, other.by_name)
         return other
 
+    def trained_of(self, tree: ArrayTree) -> list[Any]:
+        """The leaves of another tree of the same structure that are trained."""
+        leaves = zip(jax.tree.leaves(tree), self.is_frozen, strict=True)
+        return [leaf for leaf, frozen in leaves if not frozen]
+
     def merge(self, trainable: ArrayTree) -> ArrayTree:
         """The whole tree with these trained leaves and the frozen ones."""
         frozen = [leaf for leaf, flag in zip(self.leaves, self.is_frozen, strict=True) if flag]

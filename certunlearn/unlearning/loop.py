@@ -111,7 +111,8 @@ def unlearn(
       `recompute_state` holds it, as functions hold all that they close over: a teacher, a penalty
       or mask computed from the trained model, and the running statistics of a BatchNorm that was
       split off functionally (`nnx.split`, `variables["batch_stats"]`). With a mechanism that is
-      memoryless the same holds for `loss_fn` in the noisy steps.
+      memoryless the same holds for `loss_fn` in the noisy steps. Arrays of the trained model in
+      these losses are found and refused; what was computed from them is not.
 
     >>> import certunlearn as cu
     >>> import jax.numpy as jnp

@@ -13,7 +13,7 @@ from certunlearn._numerics import checks, files, loss_functions, model_trees, tr
 from certunlearn._numerics import random_keys as keys_lib
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import issuing
-from certunlearn.mechanisms import Mechanism, PlannedRun, rounding
+from certunlearn.mechanisms import Mechanism, PlannedRun, base, rounding
 from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
     agreement,
@@ -112,7 +112,7 @@ def prepare(
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples)
+    loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples, mechanism)
     longest = compiled_steps.longest_call(split.leaves, convolutions)
     settings = plan_digests.settings_of(mechanism, scale, split, examples)
     keys, key_source = agreement.agreed_keys(
@@ -273,6 +273,7 @@ def _losses(
     split: leaf_split.Split,
     form: model_forms.ModelForm,
     examples: Examples,
+    mechanism: Mechanism,
 ) -> tuple[Loss, bool, Loss | None]:
     """The losses of the steps with noise and of those without, each tried.
 
@@ -281,12 +282,15 @@ def _losses(
     feed, trainable = examples.feed, split.trainable
     loss = Loss.of(loss_fn, split, form)
     batch = feed.batch_shapes(examples.at_once)
-    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, batch)
+    # With samples this is the training itself, from a start that may be known to the loss.
+    trained = split.trained_of(form.params) if examples.sampling is None else []
+    kept_out = trained if base.is_memoryless(mechanism) else []
+    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, batch, kept_out)
     if tuning_loss_fn is None:
         return loss, convolutions, None
     later = Loss.of(tuning_loss_fn, split, form)
     batch = feed.batch_shapes(examples.accumulated or examples.batch_size)
-    rehearsal.check_loss("finetune loss_fn", later, trainable, batch)
+    rehearsal.check_loss("finetune loss_fn", later, trainable, batch, trained)
     return loss, convolutions, later
 
 

@@ -1,32 +1,46 @@
 """A trial of every step by its shapes alone: what cannot work is refused before any noise."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from chex import ArrayTree
+from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval
 
 from certunlearn._numerics import loss_functions, programs
+from certunlearn.unlearning import held_arrays
 from certunlearn.unlearning.compiled_steps import Carry
 from certunlearn.unlearning.data_feeds import Call
 from certunlearn.unlearning.model_loss import Loss
 
 
-def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> bool:
+def check_loss(
+    name: str, loss: Loss, params: ArrayTree, batch: ArrayTree, trained: Sequence[Any]
+) -> bool:
     """Traces a loss on a batch of these shapes; returns whether it computes convolutions.
+
+    Args:
+      name: of the loss.
+      loss: what is tried.
+      params: of which it is one.
+      batch: shapes of what it is called on.
+      trained: arrays that it must not depend on, besides what it gets.
 
     Raises:
       TypeError: if it returns no loss.
+      ValueError: if it depends on what it must not see.
     """
     found: list[str | None] = []
     size = jax.tree.leaves(batch)[0].shape[0]
 
-    def probe(loss: Loss, params: Any, batch: Any, key: Any) -> None:
-        found.append(loss_functions.problem(loss.result(params, batch, key), size))
+    def probe(loss: Loss, params: Any, batch: Any, key: Any) -> Any:
+        result = loss.result(params, batch, key)
+        found.append(loss_functions.problem(result, size))
+        return 0.0 if found[0] else loss_functions.scalar(result, batch)
 
     try:
         program = jax.make_jaxpr(probe)(loss, params, batch, jax.random.key(0))
@@ -35,6 +49,8 @@ def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> bo
         raise
     if found[0] is not None:
         raise TypeError(f"{name} must return one real number, the mean loss of a batch: {found[0]}")
+    if trained:
+        held_arrays.check(name, _held(program), trained)
     used = _state_used(loss, params, batch)
     if used:
         raise ValueError(
@@ -43,6 +59,16 @@ def check_loss(name: str, loss: Loss, params: ArrayTree, batch: ArrayTree) -> bo
             "computes its statistics from the batch; what is a constant, make a frozen nnx.Param"
         )
     return programs.holds(program.jaxpr, "conv_general_dilated")
+
+
+def _held(program: ClosedJaxpr) -> list[Any]:
+    """The arrays that a program's result depends on, besides its arguments."""
+    needed, _ = partial_eval.dce_jaxpr(program.jaxpr, [True])
+    read = {id(name) for equation in needed.eqns for name in equation.invars}
+    read |= {id(name) for name in needed.outvars}
+    held = zip(program.jaxpr.constvars, program.consts, strict=True)
+    mine = [array for name, array in held if id(name) in read]
+    return mine + list(programs.constants(needed))
 
 
 def _state_used(loss: Loss, params: ArrayTree, batch: ArrayTree) -> list[str]:
