@@ -5,8 +5,6 @@ on its bound, which therefore holds in exact arithmetic and not only up to round
 `docs/theory/strict-norms.md`.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +12,14 @@ import jax.numpy as jnp
 from chex import ArrayTree
 from jax.typing import ArrayLike
 
-from certunlearn._numerics import checks, float_formats, folded_sums, parallel
+from certunlearn._numerics import (
+    checks,
+    float_formats,
+    folded_sums,
+    magnitudes,
+    parallel,
+    small_leaves,
+)
 
 SMALLEST_NORM = 1e-30
 LARGEST_NORM = 1e30
@@ -122,8 +127,15 @@ def clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
 @jax.jit
 def _clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
     leaves, treedef = jax.tree.flatten(tree)
-    settled = _settle([_widen(leaf) for leaf in leaves], max_norm)
-    scaled = [_scaled(leaf, settled) for leaf in settled.leaves]
+    leaves = [magnitudes.widen(leaf) for leaf in leaves]
+    # Before the loop, for its state is what is scaled.
+    groups = small_leaves.groups(leaves, small_leaves.MOST_ALIKE)
+    settled = _settle(small_leaves.joined(leaves, groups), max_norm)
+    arrays = [
+        _scaled_at_once(array, settled) if len(places) > 1 else _scaled(array, settled)
+        for array, places in zip(settled.leaves, groups, strict=True)
+    ]
+    scaled = small_leaves.parted(arrays, leaves, groups)
     clipped = ~settled.inside & ~settled.nonfinite
     return Clipped(jax.tree.unflatten(treedef, scaled), clipped, settled.nonfinite)
 
@@ -140,7 +152,7 @@ def sum_of_clipped(rows: ArrayTree, max_norm: ArrayLike) -> Clipped:
       for each tree.
     """
     leaves, treedef = jax.tree.flatten(rows)
-    settled = _settle([_widen(leaf) for leaf in leaves], max_norm, rows=1)
+    settled = _settle([magnitudes.widen(leaf) for leaf in leaves], max_norm, rows=1)
     sums = [
         jnp.tensordot(
             settled.factor.astype(leaf.dtype),
@@ -160,7 +172,7 @@ def within(tree: ArrayTree, max_norm: ArrayLike) -> jax.Array:
 
     The caller must use the very numbers that were measured, as in a loop's condition.
     """
-    leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [magnitudes.widen(leaf) for leaf in jax.tree.leaves(tree)]
     limit = _limit(max_norm, float_formats.common_dtype(leaves))
     squares = _sum_of_squares(leaves, limit.exponent, limit.factor.dtype)
     return _measured(squares.total) & (_at_most(squares) <= _share(limit))
@@ -172,34 +184,16 @@ def norm_bound(tree: ArrayTree) -> jax.Array:
     >>> float(norm_bound(jnp.array([3.0, 4.0]))) >= 5.0
     True
     """
-    leaves = [_widen(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [magnitudes.widen(leaf) for leaf in jax.tree.leaves(tree)]
     dtype = float_formats.common_dtype(leaves)
-    exponent, state = _largest(leaves)
+    exponent, state = magnitudes.largest(leaves)
     norm = jnp.sqrt(_at_most(_sum_of_squares(leaves, exponent, dtype)))
     # Twice the smallest normal number, as the product may be flushed to zero.
     bound = (norm * float_formats.power_of_two(exponent, dtype) + 2.0**-125) * (
         1 + 16 * float_formats.roundoff(dtype)
     )
-    bound = jnp.where(state == _ZERO, 0, bound)
-    return jnp.where(state == _NONFINITE, jnp.nan, bound)
-
-
-def all_finite(tree: ArrayTree) -> jax.Array:
-    """Whether no number of a tree is a NaN or an infinity, on any device that holds a piece."""
-    return _largest([_widen(leaf) for leaf in jax.tree.leaves(tree)])[1] != _NONFINITE
-
-
-def spacing(leaf: ArrayLike) -> jax.Array:
-    """Distance of neighbouring numbers of a leaf's dtype at its largest magnitude, all pieces'.
-
-    In float32 or wider, and at least 2^-100 times the dtype's epsilon. Where the leaf is not finite
-    it is half that of the largest numbers.
-    """
-    dtype = jnp.result_type(leaf)
-    exponent, _ = _largest([_widen(leaf)])
-    return float_formats.power_of_two(
-        exponent - int(jnp.finfo(dtype).nmant), float_formats.wide_dtype(leaf)
-    )
+    bound = jnp.where(state == magnitudes.ZERO, 0, bound)
+    return jnp.where(state == magnitudes.NONFINITE, jnp.nan, bound)
 
 
 def check_norm(name: str, value: object) -> None:
@@ -213,14 +207,6 @@ def check_norm(name: str, value: object) -> None:
             f"{name} must be between {SMALLEST_NORM:g} and {LARGEST_NORM:g}, where float32 "
             f"arithmetic neither underflows nor overflows, got {number!r}"
         )
-
-
-def _widen(leaf: ArrayLike) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    real = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_
-    if not real or jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"clipping needs real arrays, got one of dtype {leaf.dtype}")
-    return leaf.astype(float_formats.wide_dtype(leaf))
 
 
 def _limit(max_norm: ArrayLike, dtype: jnp.dtype) -> _Limit:
@@ -306,6 +292,13 @@ def _scaled(leaf: jax.Array, settled: _Settled) -> jax.Array:
     return jnp.where(settled.inside, leaf, scaled)
 
 
+def _scaled_at_once(leaves: jax.Array, settled: _Settled) -> jax.Array:
+    """As `_scaled`, in a kernel of its own: otherwise each leaf's part has the work in its own."""
+    return jax.lax.cond(
+        settled.inside, lambda leaves: leaves, lambda leaves: _scaled(leaves, settled), leaves
+    )
+
+
 def _beside(flags: jax.Array, leaf: jax.Array) -> jax.Array:
     """Flags of rows in a shape that goes with a leaf that has these rows."""
     return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim)) if flags.ndim else flags
@@ -340,58 +333,21 @@ def _at_most(squares: _Squares) -> jax.Array:
     return squares.total * (1 / (1 - (squares.depth + 8) * roundoff)) + squares.lost
 
 
-# What the largest magnitude among some numbers is: zero, finite, or neither.
-_ZERO, _FINITE, _NONFINITE = range(3)
-
-
-def _largest(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The largest number's exponent, but from -100 to below the dtype's own, and its state."""
-    exponents, states = [jnp.asarray(-100, jnp.int32)], [jnp.asarray(_ZERO, jnp.int32)]
-    for axes, group in _grouped(leaves).items():
-        for leaf in group:
-            top = jnp.max(float_formats.bits_of(leaf) & float_formats.masks(leaf.dtype)[0])
-            infinite = top >= float_formats.masks(leaf.dtype)[1]
-            exponents.append(_over(jax.lax.pmax, axes, float_formats.exponent_of(top, leaf.dtype)))
-            state = jnp.where(infinite, _NONFINITE, jnp.where(top > 0, _FINITE, _ZERO))
-            states.append(_over(jax.lax.pmax, axes, state.astype(jnp.int32)))
-    highest = jnp.finfo(float_formats.common_dtype(leaves)).maxexp - 2
-    return jnp.minimum(jnp.max(jnp.stack(exponents)), highest), jnp.max(jnp.stack(states))
-
-
 def _sum_of_squares(
     leaves: list[jax.Array], exponent: jax.Array, dtype: jnp.dtype, rows: int = 0
 ) -> _Squares:
     """The sum of squares in units of 2^exponent, over all leaves and devices with their pieces."""
     unit = float_formats.power_of_two(-exponent, dtype)
     totals, depths, count = [], [0], 0
-    for axes, group in _grouped(leaves).items():
+    for axes, group in magnitudes.grouped(leaves, join=not rows).items():
         terms = [jnp.square(leaf.astype(dtype) * unit) for leaf in group]
         sums, each = zip(*(folded_sums.folded_sum(term, rows) for term in terms), strict=True)
         total, depth = folded_sums.folded_sum(jnp.stack(sums, axis=-1), rows)
-        totals.append(_over(jax.lax.psum, axes, total))
-        depths.append(max(each) + depth + _size(axes) - 1)
-        count += sum(leaf.size for leaf in group) * _size(axes)
+        totals.append(magnitudes.across(jax.lax.psum, axes, total))
+        depths.append(max(each) + depth + magnitudes.axes_size(axes) - 1)
+        count += sum(leaf.size for leaf in group) * magnitudes.axes_size(axes)
     total = sum(totals[1:], totals[0]) if totals else jnp.zeros((), dtype)
     # Numbers below the smallest normal one, and their multiples and squares, may count as zero.
     least = max((int(jnp.finfo(leaf.dtype).minexp) for leaf in leaves), default=0)
     lost = float_formats.power_of_two(jnp.maximum(least - exponent, -60), dtype)
     return _Squares(total, max(depths) + len(totals), 2.0 * count * lost * lost)
-
-
-def _grouped(leaves: list[jax.Array]) -> dict[tuple[str, ...], list[jax.Array]]:
-    """Leaves that hold something, by the axes over which they are pieces."""
-    grouped: dict[tuple[str, ...], list[jax.Array]] = {}
-    for leaf in leaves:
-        if leaf.size:
-            grouped.setdefault(parallel.pieces_axes(leaf), []).append(leaf)
-    return grouped
-
-
-def _over(
-    collective: Callable[..., jax.Array], axes: tuple[str, ...], value: jax.Array
-) -> jax.Array:
-    return collective(value, axes) if axes else value
-
-
-def _size(axes: tuple[str, ...]) -> int:
-    return math.prod(jax.lax.axis_size(name) for name in axes)

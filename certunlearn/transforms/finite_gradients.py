@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from chex import ArrayTree
 
-from certunlearn._numerics import norms
+from certunlearn._numerics import magnitudes
 
 
 class ZeroNonfiniteState(NamedTuple):
@@ -46,7 +46,7 @@ def zero_nonfinite() -> optax.GradientTransformation:
         updates: ArrayTree, state: ZeroNonfiniteState, params: ArrayTree | None = None
     ) -> tuple[ArrayTree, ZeroNonfiniteState]:
         del params
-        finite = norms.all_finite(updates)
+        finite = magnitudes.all_finite(updates)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
         zeroed = state.zeroed + (~finite).astype(jnp.int32)
         return updates, ZeroNonfiniteState(optax.safe_increment(state.count), zeroed)

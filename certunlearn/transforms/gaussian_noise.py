@@ -12,8 +12,8 @@ from chex import ArrayTree
 from certunlearn._numerics import (
     checks,
     float_formats,
+    magnitudes,
     normal_draws,
-    norms,
     parallel,
     random_keys,
     schedules,
@@ -201,7 +201,7 @@ def _carried(leaf: jax.Array, holder: Any, scale: jax.Array) -> jax.Array:
         carriers = [jax.lax.bitcast_convert_type(larger, leaf.dtype)]
     else:
         carriers = [leaf, holder]
-    spacings = [norms.spacing(carrier).astype(scale.dtype) for carrier in carriers]
+    spacings = [magnitudes.spacing(carrier).astype(scale.dtype) for carrier in carriers]
     return scale >= normal_draws.NOISE_SPACINGS * functools.reduce(jnp.maximum, spacings)
 
 

@@ -10,7 +10,7 @@ import pytest
 from bound_helpers import MODES, exact_norm
 
 from certunlearn import transforms
-from certunlearn._numerics import folded_sums, norms, programs
+from certunlearn._numerics import folded_sums, norms, programs, small_leaves
 
 
 def cancelling(rows=6, width=300):
@@ -104,6 +104,49 @@ def clipped_lines(count, shape):
 def test_the_program_grows_little_with_each_leaf(shape, most):
     few, many = clipped_lines(10, shape), clipped_lines(30, shape)
     assert many - few <= 20 * most
+
+
+def kernels(count, shape):
+    tree = [jnp.ones(shape(i)) for i in range(count)]
+    return jax.jit(norms.clip_tree).lower(tree, 1.0).compile().as_text().count(" fusion(")
+
+
+def test_a_small_leaf_of_its_own_shape_costs_one_kernel():
+    assert kernels(20, lambda i: (10 + i, 30)) - kernels(16, lambda i: (10 + i, 30)) <= 4
+    large = lambda i: (300, 300 + i)  # noqa: E731  # not copied: these cost more
+    assert kernels(4, large) - kernels(2, large) > 6
+
+
+def many_leaves(scale):
+    """Small leaves of many shapes, some alike, an empty one, and a large one."""
+    rng = np.random.default_rng(0)
+    shapes = [(3 + i, 2) for i in range(20)] + [(5,)] * 5 + [(0, 3), (), (70_000,)]
+    return [jnp.asarray(scale * rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_small_leaves_end_to_end_are_clipped_as_one_tree(mode):
+    trees = [many_leaves(scale) for scale in (1e-6, 1.0, 1e25)]
+    trees.append([leaf.at[:1].set(jnp.nan) if leaf.ndim else leaf for leaf in trees[1]])
+    clip = MODES[mode](lambda *leaves: tuple(norms.clip_tree(leaves, 0.5).tree))
+    found = clip(*map(jnp.stack, zip(*trees, strict=True)))
+    for row, tree in enumerate(trees[:3]):
+        whole = math.hypot(*map(exact_norm, tree))
+        for leaf, clipped in zip(tree, found, strict=True):
+            if whole < 0.4:
+                np.testing.assert_array_equal(clipped[row], leaf)
+            expected = np.asarray(leaf, np.float64) * min(1.0, 0.5 / whole)
+            np.testing.assert_allclose(clipped[row], expected, rtol=3e-5, atol=1e-30)
+        assert math.hypot(*(exact_norm(leaf[row]) for leaf in found)) <= 0.5
+    assert not any(np.any(leaf[3]) for leaf in found)
+
+
+def test_leaves_of_other_dtypes_are_not_joined():
+    tree = [leaf.astype(jnp.float16) if i % 2 else leaf for i, leaf in enumerate(many_leaves(1.0))]
+    groups = small_leaves.groups([jnp.asarray(leaf) for leaf in tree])
+    assert sorted(place for places in groups for place in places) == list(range(len(tree)))
+    assert all(len({tree[place].dtype for place in places}) == 1 for places in groups)
+    assert math.hypot(*map(exact_norm, norms.clip_tree(tree, 0.5).tree)) <= 0.5
 
 
 def test_the_clip_holds_no_copy_of_the_gradient():
