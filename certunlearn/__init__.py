@@ -4,6 +4,7 @@ import importlib.metadata
 
 from certunlearn import (
     accounting,
+    advice,
     certificates,
     convex,
     exact,
@@ -23,6 +24,7 @@ from certunlearn.accounting import (
     noise_scale,
     supported_accountants,
 )
+from certunlearn.advice import advise
 from certunlearn.certificates import Certificate, certify, verify
 from certunlearn.mechanisms import (
     DPSGD,
@@ -59,6 +61,8 @@ __all__ = [
     "RewindToDelete",
     "Separations",
     "accounting",
+    "advice",
+    "advise",
     "batch_indices",
     "certificates",
     "certify",

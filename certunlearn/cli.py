@@ -1,4 +1,4 @@
-"""The command line: `certunlearn plan`, `demo`, `verify` and `sign`."""
+"""The command line: `certunlearn advise`, `plan`, `demo`, `verify` and `sign`."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import certunlearn
 from certunlearn import mechanisms, planning, sums
 from certunlearn._numerics import files
+from certunlearn.advice import command_line
 from certunlearn.certificates import Certificate, record_format, signing, verification
 
 # What an archive of parameters may hold: complex128 is the widest dtype, and the headers of a leaf
@@ -19,10 +20,16 @@ _MOST_BYTES_A_NUMBER = 16
 _MOST_BYTES_OF_HEADERS = 1_000
 # Top-level modules of the optional packages that the demo needs.
 _EXAMPLES = ("flax", "sklearn", "matplotlib", "datasets", "PIL")
-# Options of `plan` that are fields of `GradientClipping`. It needs the first ones; the others have
-# defaults.
-_NEEDED = ("init_radius", "clip_norm", "learning_rate")
-_FIELDS = (*_NEEDED, "weight_decay", "steps", "reference")
+# Options of `plan` that are fields of `GradientClipping`. All of them have defaults.
+_FIELDS = ("init_radius", "clip_norm", "learning_rate", "weight_decay", "steps", "reference")
+_PLAN_EXAMPLES = """\
+examples:
+  certunlearn plan
+  certunlearn plan --epsilon 1 --init-radius 0.1 --clip-norm 1 --learning-rate 0.01
+  certunlearn plan --mechanism OutputPerturbation --set init_radius=0.1 --params 20042
+
+`certunlearn advise` says whether to run it at all.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,12 +64,8 @@ def _plan(args: argparse.Namespace) -> int:
         fields = {**own, **dict(map(_field, args.set))}
         plan = planning.plan_for(_mechanism(args.mechanism, fields), **shared)
     else:
-        missing = [name for name in _NEEDED if name not in own]
-        if missing or args.set:
-            raise ValueError(
-                f"plan needs {', '.join('--' + name.replace('_', '-') for name in missing)}, or "
-                "--mechanism NAME and --set FIELD=VALUE for each of its fields"
-            )
+        if args.set:
+            raise ValueError("--set needs --mechanism NAME, whose fields it sets")
         plan = planning.make_plan(**own, **shared)
     if args.json:
         print(json.dumps(planning.to_record(plan), indent=2, allow_nan=False))
@@ -202,17 +205,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=certunlearn.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    plan = commands.add_parser("plan", help="how much noise a run needs, before it is run")
-    plan.set_defaults(command=_plan)
+    command_line.add_parser(commands)
+    plan = commands.add_parser(
+        "plan",
+        help="how much noise a run needs, before it is run",
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.set_defaults(command=_plan, epsilon=1.0, delta=1e-5)
     for name, text in (
-        ("epsilon", "target epsilon"),
-        ("delta", "target delta"),
-        ("init-radius", "C0: radius of the ball of starts, in parameter units"),
-        ("clip-norm", "C1: largest norm of a gradient"),
-        ("learning-rate", "gamma: learning rate of the noisy steps"),
+        ("epsilon", "target, typically 0.5 to 8; smaller is stronger (default: 1)"),
+        ("delta", "target, well below 1 over the number of rows (default: 1e-5)"),
+        (
+            "init-radius",
+            "C0: radius of the ball of starts, in parameter units, typically 0.0001 to 0.1 "
+            f"(default: {planning.INIT_RADIUS}); noise grows with it",
+        ),
+        (
+            "clip-norm",
+            "C1: largest norm of a gradient; only its product with the learning rate counts "
+            f"(default: {planning.CLIP_NORM:g})",
+        ),
+        (
+            "learning-rate",
+            "gamma: of the noisy steps (default: radius / clip norm / "
+            f"{planning.STEPS_TO_THE_RADIUS}, so that {planning.STEPS_TO_THE_RADIUS} steps go as "
+            "far as the radius)",
+        ),
+        ("weight-decay", "lambda, towards the centre (default: 0)"),
     ):
-        plan.add_argument(f"--{name}", type=float, required=name in ("epsilon", "delta"), help=text)
-    plan.add_argument("--weight-decay", type=float, help="lambda (default: 0)")
+        plan.add_argument(f"--{name}", type=float, help=text)
     plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
     plan.add_argument("--reference", help="retrained (default) or center")
     names = ", ".join([*mechanisms.MECHANISMS, mechanisms.Separations.__name__])
@@ -224,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         help="a field of that mechanism, such as model_radius=0.5 or shift=[0.1,0.2]; repeatable",
     )
-    plan.add_argument("--params", type=int, metavar="N", help="number of parameters")
+    plan.add_argument("--params", type=int, metavar="N", help="number of parameters, such as 20042")
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     demo = commands.add_parser("demo", help="train a small network and make it forget")

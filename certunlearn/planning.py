@@ -11,6 +11,11 @@ from certunlearn import accounting, mechanisms
 from certunlearn._numerics import checks
 from certunlearn.mechanisms import Mechanism, Separations, base
 
+# What a plan takes where nothing is said: a ball whose noise at epsilon = 1 is about 0.01 in all,
+# gradients of norm 1, and a rate at which so many steps go as far as the radius, which is then the
+# best number of steps.
+INIT_RADIUS, CLIP_NORM, STEPS_TO_THE_RADIUS = 0.001, 1.0, 4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AccountantPlan:
@@ -66,9 +71,9 @@ def make_plan(
     *,
     epsilon: float,
     delta: float,
-    init_radius: float,
-    clip_norm: float,
-    learning_rate: float,
+    init_radius: float = INIT_RADIUS,
+    clip_norm: float = CLIP_NORM,
+    learning_rate: float | None = None,
     weight_decay: float = 0.0,
     steps: int | None = None,
     reference: str = "retrained",
@@ -83,7 +88,7 @@ def make_plan(
       delta: the target.
       init_radius: see `GradientClipping`, as for the next four.
       clip_norm: largest norm of a gradient.
-      learning_rate: of the noisy steps.
+      learning_rate: of the noisy steps; None for one at which four steps go as far as the radius.
       weight_decay: towards the centre.
       steps: number of noisy steps; the best number if None.
       reference: `"retrained"` or `"center"`.
@@ -102,6 +107,9 @@ def make_plan(
     >>> plan.mechanism.steps, [round(a.noise_scale, 2) for a in plan.accountants]
     (10, [4.72, 6.44])
     """
+    if learning_rate is None:
+        radius = checks.positive("init_radius", init_radius)
+        learning_rate = radius / checks.positive("clip_norm", clip_norm) / STEPS_TO_THE_RADIUS
     mechanism = mechanisms.GradientClipping(
         init_radius=init_radius,
         clip_norm=clip_norm,

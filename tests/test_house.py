@@ -37,12 +37,14 @@ ROOMS = (
     "convex",
     "exact",
     "planning",
+    "advice",
     "demo",
     "cli",
 )
 PUBLIC = (
     cu,
     cu.accounting,
+    cu.advice,
     cu.certificates,
     cu.convex,
     cu.exact,
@@ -53,8 +55,9 @@ PUBLIC = (
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 80
 # Two modules (exact heads, solvers) and two mechanisms came with the methods that need no noise, or
-# none that grows with what is deleted.
-MOST_NAMES_AT_THE_TOP = 38
+# none that grows with what is deleted. `advise` is where newcomers start, and `advice` has the
+# types of its answer, and the search for hyperparameters.
+MOST_NAMES_AT_THE_TOP = 40
 MOST_PARAMETERS_OF_UNLEARN = 14
 MOST_ANY = 0.05
 # Where objects of other libraries are recognised by what they have.
@@ -276,7 +279,7 @@ def test_modules_have_names_of_their_own():
 def test_no_name_stands_for_two_things():
     modules = {file.stem for file in FILES}
     things = {name for module in PUBLIC for name in module.__all__} - {m.__name__ for m in PUBLIC}
-    things -= {"accounting", "certificates", "convex", "exact", "solvers", "transforms"}
+    things -= {"accounting", "advice", "certificates", "convex", "exact", "solvers", "transforms"}
     things -= {"unlearning"}
     fields = {
         field.name
