@@ -206,48 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command_line.add_parser(commands)
-    plan = commands.add_parser(
-        "plan",
-        help="how much noise a run needs, before it is run",
-        epilog=_PLAN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    plan.set_defaults(command=_plan, epsilon=1.0, delta=1e-5)
-    for name, text in (
-        ("epsilon", "target, typically 0.5 to 8; smaller is stronger (default: 1)"),
-        ("delta", "target, well below 1 over the number of rows (default: 1e-5)"),
-        (
-            "init-radius",
-            "C0: radius of the ball of starts, in parameter units, typically 0.0001 to 0.1 "
-            f"(default: {planning.INIT_RADIUS}); noise grows with it",
-        ),
-        (
-            "clip-norm",
-            "C1: largest norm of a gradient; only its product with the learning rate counts "
-            f"(default: {planning.CLIP_NORM:g})",
-        ),
-        (
-            "learning-rate",
-            "gamma: of the noisy steps (default: radius / clip norm / "
-            f"{planning.STEPS_TO_THE_RADIUS}, so that {planning.STEPS_TO_THE_RADIUS} steps go as "
-            "far as the radius)",
-        ),
-        ("weight-decay", "lambda, towards the centre (default: 0)"),
-    ):
-        plan.add_argument(f"--{name}", type=float, help=text)
-    plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
-    plan.add_argument("--reference", help="retrained (default) or center")
-    names = ", ".join([*mechanisms.MECHANISMS, mechanisms.Separations.__name__])
-    plan.add_argument("--mechanism", metavar="NAME", help=f"{names} (default: GradientClipping)")
-    plan.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="a field of that mechanism, such as model_radius=0.5 or shift=[0.1,0.2]; repeatable",
-    )
-    plan.add_argument("--params", type=int, metavar="N", help="number of parameters, such as 20042")
-    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_plan(commands)
 
     demo = commands.add_parser("demo", help="train a small network and make it forget")
     demo.set_defaults(command=_demo)
@@ -293,6 +252,51 @@ def _parser() -> argparse.ArgumentParser:
         help="Ed25519 private key (PEM), as from: openssl genpkey -algorithm ed25519",
     )
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="how much noise a run needs, before it is run",
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.set_defaults(command=_plan, epsilon=1.0, delta=1e-5)
+    for name, text in (
+        ("epsilon", "target, typically 0.5 to 8; smaller is stronger (default: 1)"),
+        ("delta", "target, well below 1 over the number of rows (default: 1e-5)"),
+        (
+            "init-radius",
+            "C0: radius of the ball of starts, in parameter units, typically 0.0001 to 0.1 "
+            f"(default: {planning.INIT_RADIUS}); noise grows with it",
+        ),
+        (
+            "clip-norm",
+            "C1: largest norm of a gradient; only its product with the learning rate counts "
+            f"(default: {planning.CLIP_NORM:g})",
+        ),
+        (
+            "learning-rate",
+            "gamma: of the noisy steps (default: radius / clip norm / "
+            f"{planning.STEPS_TO_THE_RADIUS}, so that {planning.STEPS_TO_THE_RADIUS} steps go as "
+            "far as the radius)",
+        ),
+        ("weight-decay", "lambda, towards the centre (default: 0)"),
+    ):
+        plan.add_argument(f"--{name}", type=float, help=text)
+    plan.add_argument("--steps", type=int, help="noisy steps (default: the best number)")
+    plan.add_argument("--reference", help="retrained (default) or center")
+    names = ", ".join([*mechanisms.MECHANISMS, mechanisms.Separations.__name__])
+    plan.add_argument("--mechanism", metavar="NAME", help=f"{names} (default: GradientClipping)")
+    plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of that mechanism, such as model_radius=0.5 or shift=[0.1,0.2]; repeatable",
+    )
+    plan.add_argument("--params", type=int, metavar="N", help="number of parameters, such as 20042")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 if __name__ == "__main__":

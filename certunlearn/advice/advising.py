@@ -98,7 +98,7 @@ def advise(
       epoch_seconds: how long one takes.
       cost: what options are ordered by: `"operations"` or `"seconds"`, as measured.
       search: whether the hyperparameters of gradient clipping are searched with coupling, too,
-        which takes some seconds.
+        which takes half a minute.
       progress: whether that shows its progress (needs tqdm).
 
     Returns:

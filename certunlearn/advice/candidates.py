@@ -84,9 +84,9 @@ def _exact_head(situation: Situation, route: str) -> Option:
     ridge, best = (accuracy[name] for name in ("exact ridge", "softmax minimiser"))
     other = {"operations": "seconds", "seconds": "operations"}[situation.unit]
     beside = _measured(dataclasses.replace(situation, unit=other), route)
-    words = [_cost_words(cost)]
+    words = [measurements.in_words(cost)]
     if beside is not None:
-        words.append(f"In {other} it was {_percent(beside)}.")
+        words.append(f"In {other} it was {measurements.percent(beside)}.")
     return Option(
         title=title,
         method="exact",
@@ -122,7 +122,7 @@ def perturbed_minimizer(situation: Situation) -> Option:
     cost = _measured(situation, "perturbed minimiser")
     size = measurements.nearest_size(situation.deletions)
     passes = measurements.shipped()["deletion"]["passes"][str(size)]
-    words = [] if cost is None else [_cost_words(cost)]
+    words = [] if cost is None else [measurements.in_words(cost)]
     words.append(
         f"It took {passes[0]:.1f} passes over the data where {size} rows were deleted "
         f"({measurements.shipped()['deletion']['source']})."
@@ -202,8 +202,8 @@ def gradient_clipping(situation: Situation) -> Option:
     if not situation.search:
         reasons.append(
             "Proposed by interpolation, which charges every gradient in full. search=True (of the "
-            "command --search) lets coupling search over steps and decay, for some seconds; it can "
-            "keep at most as much as one noise alone."
+            "command --search) lets coupling search over steps and decay, for half a minute; it "
+            "keeps at most as much as one noise alone."
         )
     if known:
         call = (
@@ -223,7 +223,7 @@ def gradient_clipping(situation: Situation) -> Option:
     cost = _measured(situation, "gradient clipping") if measured_here else None
     cost_words = f"{steps} noisy step{'s' * (steps > 1)}, then fine-tuning as after a restart."
     if cost is not None:
-        cost_words = f"{_cost_words(cost)} {cost_words}"
+        cost_words = f"{measurements.in_words(cost)} {cost_words}"
     if situation.epoch_seconds is not None:
         most = steps * situation.epoch_seconds
         cost_words += f" With batches of at most all rows the noisy steps take {most:g} s at most."
@@ -382,18 +382,4 @@ def _measured(situation: Situation, method: str) -> RelativeCost | None:
         classes=situation.classes,
         unit=situation.unit,
         public_rows=situation.public_rows,
-    )
-
-
-def _percent(cost: RelativeCost) -> str:
-    return f"{cost.mean:.1%} +- {cost.standard_error:.1%}"
-
-
-def _cost_words(cost: RelativeCost) -> str:
-    """A measured cost, and how far it is from the user's case."""
-    case = "as in your case" if cost.as_measured else "yours may differ by a lot"
-    return (
-        f"{_percent(cost)} of the {cost.unit} of the cheapest retraining, measured for "
-        f"{cost.measured_deletions} deleted rows of {measurements.describe_case()}, {case} "
-        f"({cost.source})."
     )

@@ -23,12 +23,12 @@ class Tried:
 
     Attributes:
       steps: T.
-      decay: steps * learning_rate * weight_decay.
+      total_decay: steps * learning_rate * weight_decay.
       kept_radius: what is left of the radius after the steps, in parameter units.
     """
 
     steps: int
-    decay: float
+    total_decay: float
     kept_radius: float
 
 
@@ -136,11 +136,11 @@ def suggest_clipping(
         in_all = unit.total_noise_scale(noise)
         assert in_all is not None
         kept = total_noise / in_all
-        tried.append(Tried(steps=count, decay=decay, kept_radius=kept))
+        tried.append(Tried(steps=count, total_decay=decay, kept_radius=kept))
     best = _chosen(tried)
     kept = _rounded_down(best.kept_radius)
-    mechanism = _scaled(kept, best.steps, best.decay, clip_norm, travel, reference)
-    noise = kept * noise_of_unit[best.steps, best.decay]
+    mechanism = _scaled(kept, best.steps, best.total_decay, clip_norm, travel, reference)
+    noise = kept * noise_of_unit[best.steps, best.total_decay]
     in_all = mechanism.total_noise_scale(noise)
     assert in_all is not None
     return Suggestion(

@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="search hyperparameters of gradient clipping with coupling, too: some seconds",
+        help="search hyperparameters of gradient clipping with coupling, too: half a minute",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 

@@ -85,3 +85,18 @@ def describe_case() -> str:
     """What was measured, in words."""
     record = shipped()["deletion"]
     return f"{record['rows']:,} rows, {record['features']} features, {record['classes']} classes"
+
+
+def percent(cost: RelativeCost) -> str:
+    """Mean and standard error."""
+    return f"{cost.mean:.1%} +- {cost.standard_error:.1%}"
+
+
+def in_words(cost: RelativeCost) -> str:
+    """A measured cost, and how far it is from the user's case."""
+    case = "as in your case" if cost.as_measured else "yours may differ by a lot"
+    return (
+        f"{percent(cost)} of the {cost.unit} of the cheapest retraining, measured for "
+        f"{cost.measured_deletions} deleted rows of {describe_case()}, {case} "
+        f"({cost.source})."
+    )

@@ -61,7 +61,7 @@ def test_a_proposal_does_what_it_says():
     ],
 )
 def test_the_cheapest_of_the_good_ones_is_chosen(kept, chosen):
-    tried = [Tried(steps=2**i, decay=0.0, kept_radius=k) for i, k in enumerate(kept)]
+    tried = [Tried(steps=2**i, total_decay=0.0, kept_radius=k) for i, k in enumerate(kept)]
     assert clipping_search._chosen(tried) == tried[chosen]
 
 
@@ -96,7 +96,9 @@ def test_no_choice_of_the_grid_is_better_by_coupling(epsilon):
     steps, decays = (1, 2, 4), (0.0, 0.5)
     found = suggest_clipping(total_noise=0.01, epsilon=epsilon, steps=steps, decays=decays)
     m = found.mechanism
-    assert [(t.steps, t.decay) for t in found.tried] == [(s, d) for s in steps for d in decays]
+    assert [(t.steps, t.total_decay) for t in found.tried] == [
+        (s, d) for s in steps for d in decays
+    ]
     most = max(each.kept_radius for each in found.tried)
     assert most <= found.kept_radius * clipping_search.NEAR * 1.01
     for each in found.tried:
