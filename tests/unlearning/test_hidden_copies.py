@@ -73,6 +73,7 @@ def test_fine_tuning_may_never_hold_it_and_steps_with_memory_may():
     run(**tuned, finetune=cu.Finetune(optax.sgd(0.1), 1, loss_fn))
 
 
+@SLOW
 def test_other_arrays_may_be_held():
     zeros = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     run(loss=near({"w": PARAMS["w"] + 1.0, "b": jnp.array(0.25)}), stop_after=1)
