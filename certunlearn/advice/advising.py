@@ -1,11 +1,8 @@
 """`advise`: from what a user knows to options from best to worst, with reasons."""
 
-import dataclasses
-import math
-
 from chex import ArrayTree
 
-from certunlearn.advice import candidates, measurements, situation
+from certunlearn.advice import candidates, for_heads, measurements, situation
 from certunlearn.advice.answers import Advice, Option
 from certunlearn.advice.situation import Situation
 
@@ -150,59 +147,9 @@ def advise(
         progress=progress,
     )
     if said.public_features and said.convex is not False:
-        return _for_heads(said)
+        verdict, why, options, questions = for_heads.answer(said)
+        return _advice(said, verdict, why, options, _contracting(said) + _other_balls(), questions)
     return _for_convex(said) if said.convex else _for_networks(said)
-
-
-# Heads on public features: what was measured decides.
-
-
-def _for_heads(said: Situation) -> Advice:
-    exact = candidates.exact_heads(said)
-    retraining = candidates.retraining(
-        said,
-        yardstick="Every other method here is measured beside it, at the same accuracy.",
-    )
-    noisy = [candidates.perturbed_minimizer(said), candidates.gradient_clipping(said)]
-    if not said.trained:
-        noisy.append(candidates.private_training(said))
-    # What starts from the old model is never put before training anew: it was never cheaper than
-    # the same run from the centre, which is a retraining, too.
-    options = sorted([*exact, retraining], key=_relative) + sorted(noisy, key=_relative)
-    best = options[0]
-    if best.cost is None:
-        rival = min(exact, key=_relative)
-        verdict = (
-            "Train again on what remains: deleting so many rows exactly costs more than the "
-            "cheapest retraining."
-        )
-        why = [f"The best exact route: {rival.cost_words}"]
-    else:
-        other = {"operations": "seconds", "seconds": "operations"}[said.unit]
-        (beside,) = (
-            _relative(option)
-            for option in candidates.exact_heads(dataclasses.replace(said, unit=other))
-            if option.title == best.title
-        )
-        verdict = (
-            f"Keep an exact head and subtract the rows: {best.cost.mean:.0%} of the {said.unit} of "
-            f"the cheapest retraining ({beside:.0%} of its {other}), at epsilon = 0."
-        )
-        why = [best.cost_words]
-        if best.cost.mean + 2 * best.cost.standard_error > 1:
-            why.append("Within two standard errors that is a draw with the cheapest retraining.")
-    why.append(
-        "An exact head needs no tuning, no held-out rows and no rule for stopping, all of which "
-        "the retraining that it is compared with has for nothing."
-    )
-    return _advice(said, verdict, why, options, _contracting(said) + _other_balls(), [])
-
-
-def _relative(option: Option) -> float:
-    """The cost beside the cheapest retraining, which is 1; infinite where none was measured."""
-    if option.cost is not None:
-        return option.cost.mean
-    return 1.0 if option.epsilon == 0 else math.inf
 
 
 # Convex losses without public features.
@@ -231,7 +178,12 @@ def _for_convex(said: Situation) -> Advice:
         *_other_balls(),
     )
     return _advice(
-        said, verdict, [minimizer.cost_words], options, _contracting(said) + balls, questions
+        said,
+        verdict,
+        [f"The minimiser: {minimizer.cost_words}"],
+        options,
+        _contracting(said) + balls,
+        questions,
     )
 
 
@@ -339,8 +291,8 @@ def _contracting(said: Situation) -> tuple[tuple[str, str], ...]:
         (
             "DescentToDelete, ProjectedNoisySGD",
             f"bringing their noise down to a useful size takes {times:,.0f} times the operations "
-            f"of the cheapest retraining, for {size} rows of a softmax head ({record['source']}). "
-            "They are for losses with a large strong convexity.",
+            f"of the cheapest retraining, for {measurements.count_of_rows(int(size))} of a softmax "
+            f"head ({record['source']}). They are for losses with a large strong convexity.",
         ),
     )
 

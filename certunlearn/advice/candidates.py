@@ -124,7 +124,7 @@ def perturbed_minimizer(situation: Situation) -> Option:
     passes = measurements.shipped()["deletion"]["passes"][str(size)]
     words = [] if cost is None else [measurements.in_words(cost)]
     words.append(
-        f"It took {passes[0]:.1f} passes over the data where {size} rows were deleted "
+        f"It took {passes[0]:.1f} passes over the data for {measurements.count_of_rows(size)} "
         f"({measurements.shipped()['deletion']['source']})."
     )
     return Option(
@@ -164,16 +164,16 @@ def output_perturbation(situation: Situation) -> Option:
         delta=situation.delta,
     )
     total = 1.0 if situation.total_noise is None else situation.total_noise
-    mechanism = mechanisms.OutputPerturbation(init_radius=total / noise_of_unit)
-    known = situation.total_noise is not None
-    radius = f"{mechanism.init_radius:.3g}" if known else "radius"
+    radius = clipping_search.rounded_down(total / noise_of_unit)
+    mechanism = mechanisms.OutputPerturbation(init_radius=radius)
+    shown = "radius" if situation.total_noise is None else f"{radius:.6g}"
     return _from_ball(
         situation,
         mechanism,
         title="one noise on the old model",
-        call=f"mechanism = cu.OutputPerturbation(init_radius={radius})\n{_run(situation)}",
-        noise_scale=total,
-        kept=mechanism.init_radius,
+        call=f"mechanism = cu.OutputPerturbation(init_radius={shown})\n{_run(situation)}",
+        noise_scale=radius * noise_of_unit,
+        kept=radius,
         cost_words="One noise, then fine-tuning as after a restart.",
         reasons=(
             "Gradient clipping keeps no more of the old model for the same noise, whatever its "

@@ -138,7 +138,7 @@ def suggest_clipping(
         kept = total_noise / in_all
         tried.append(Tried(steps=count, total_decay=decay, kept_radius=kept))
     best = _chosen(tried)
-    kept = _rounded_down(best.kept_radius)
+    kept = rounded_down(best.kept_radius)
     mechanism = _scaled(kept, best.steps, best.total_decay, clip_norm, travel, reference)
     noise = kept * noise_of_unit[best.steps, best.total_decay]
     in_all = mechanism.total_noise_scale(noise)
@@ -193,10 +193,10 @@ def _chosen(tried: Sequence[Tried]) -> Tried:
     return next(each for each in tried if each.kept_radius * NEAR >= most)
 
 
-def _rounded_down(value: float) -> float:
+def rounded_down(value: float) -> float:
     """The number with three digits, never more than it is.
 
-    >>> _rounded_down(0.123999), _rounded_down(2.0), _rounded_down(1234.5)
+    >>> rounded_down(0.123999), rounded_down(2.0), rounded_down(1234.5)
     (0.123, 2.0, 1230.0)
     """
     unit = math.floor(math.log10(value)) - _DIGITS + 1

@@ -54,6 +54,16 @@ def nearest_size(deletions: int) -> int:
     return next((size for size in sizes if size >= deletions), sizes[-1])
 
 
+def size_below(deletions: int) -> int | None:
+    """The largest number of deleted rows measured that is below `deletions`, or None.
+
+    >>> [size_below(k) for k in (1, 2, 30, 500)]
+    [None, 1, 10, 250]
+    """
+    sizes = map(int, shipped()["deletion"]["costs"])
+    return max((size for size in sizes if size < deletions), default=None)
+
+
 def cost_of(
     method: str,
     *,
@@ -87,6 +97,11 @@ def describe_case() -> str:
     return f"{record['rows']:,} rows, {record['features']} features, {record['classes']} classes"
 
 
+def count_of_rows(count: int) -> str:
+    """A number of rows, in words."""
+    return "1 row" if count == 1 else f"{count} rows"
+
+
 def percent(cost: RelativeCost) -> str:
     """Mean and standard error."""
     return f"{cost.mean:.1%} +- {cost.standard_error:.1%}"
@@ -97,6 +112,6 @@ def in_words(cost: RelativeCost) -> str:
     case = "as in your case" if cost.as_measured else "yours may differ by a lot"
     return (
         f"{percent(cost)} of the {cost.unit} of the cheapest retraining, measured for "
-        f"{cost.measured_deletions} deleted rows of {describe_case()}, {case} "
+        f"{count_of_rows(cost.measured_deletions)} deleted of {describe_case()}: {case} "
         f"({cost.source})."
     )

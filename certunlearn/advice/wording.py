@@ -99,7 +99,7 @@ def facts(option: "Option") -> Iterator[tuple[str, str]]:
             )
     if option.assumes:
         count = len(option.assumes)
-        yield "rests on", f"{count} sentences, in the option's `assumes`; a certificate lists them."
+        yield "rests on", f"{count} sentences: read the option's `assumes`."
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:

@@ -25,7 +25,7 @@ def test_the_verdicts_are_those_of_the_library(said, verdict):
 
 
 def test_the_page_shows_every_kind_of_case():
-    assert len(ROWS) == 7
+    assert len(ROWS) == 8
     assert ROWS[0][0] == f"`{FIRST}`"
 
 

@@ -67,9 +67,9 @@ def test_the_cheapest_of_the_good_ones_is_chosen(kept, chosen):
 
 @given(st.floats(1e-12, 1e12), st.floats(1.0, 2.0))
 def test_rounding_down_takes_less_than_a_hundredth_and_keeps_the_order(value, factor):
-    rounded = clipping_search._rounded_down(value)
+    rounded = clipping_search.rounded_down(value)
     assert 0.99 * value < rounded <= value
-    assert rounded <= clipping_search._rounded_down(value * factor)
+    assert rounded <= clipping_search.rounded_down(value * factor)
     assert float(f"{rounded:.3g}") == pytest.approx(rounded, rel=1e-11)  # or as good as
 
 

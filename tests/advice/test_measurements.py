@@ -65,12 +65,14 @@ def test_the_advice_is_the_row_that_won(report, record, deletions, unit, public)
         assert best.cost.mean == pytest.approx(found[winner])
         assert best.cost.as_measured
         assert f"{found[winner]:.0%} of the {unit}" in advice.verdict
+        assert advice.verdict.startswith("Keep an exact head")
         (other,) = set(KEYS) - {unit}
         beside = ratios(report, record, deletions, other, public)[winner]
         assert f"{beside:.0%} of its {other}" in advice.verdict
     else:
         assert best.method == "Retraining"
-        assert "Train again" in advice.verdict
+        assert advice.verdict.startswith("Train again on what remains: an exact head took")
+        assert f"{found[winner]:.0%} of the {unit}" in advice.verdict
         assert f"{found[winner]:.1%}" in " ".join(advice.why)
     # The others stand in the order of their costs, those with a guarantee of 0 first.
     exact = [option.cost.mean if option.cost else 1 for option in advice.options[:3]]
@@ -107,6 +109,31 @@ def test_costs_of_another_case_say_so():
     between = cu.advise(**CASE, deletions=30).options
     assert {o.cost.measured_deletions for o in between if o.cost} == {100}
     assert not any(o.cost.as_measured for o in between if o.cost)
+
+
+def test_what_lies_between_two_measurements_is_not_decided(report, record):
+    few, many = (min(ratios(report, record, k, "operations", True).values()) for k in (10, 100))
+    assert few < 1 < many
+    for deletions in (11, 30, 99):
+        advice = cu.advise(**CASE, deletions=deletions)
+        assert "or measure an exact head on your data" in advice.verdict
+        assert f"{few:.0%} of the operations" in advice.verdict
+        assert f"{many:.0%} where 100 rows were" in advice.verdict
+    # From few rows to fewer the cost falls; from many to more it grows.
+    assert "where 10 rows were deleted" in cu.advise(**CASE, deletions=4).verdict
+    assert "where 250 rows were deleted" in cu.advise(**CASE, deletions=900).verdict
+
+
+def test_more_features_than_measured_count_against_an_exact_head(report, record):
+    share = min(ratios(report, record, 1, "operations", True).values())
+    ask = lambda features: cu.advise(public_features=True, features=features)  # noqa: E731
+    most = int(513 / share)
+    assert ask(most - 10).options[0].method == "exact"
+    assert ask(most + 10).options[0].method == "Retraining"
+    assert f"and you have {most + 10:,}" in ask(most + 10).verdict
+    assert ask(10).options[0].method == "exact"  # fewer are not taken to be cheaper
+    assert ask(10).options[0].cost.mean == pytest.approx(share)
+    assert any("rows, features, classes" in question for question in ask(10).questions)
 
 
 def test_every_cost_names_a_file_that_is_committed():
