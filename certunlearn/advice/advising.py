@@ -2,7 +2,7 @@
 
 from chex import ArrayTree
 
-from certunlearn.advice import candidates, for_heads, measurements, situation
+from certunlearn.advice import candidates, for_heads, measurements, situation, wording
 from certunlearn.advice.answers import Advice, Option
 from certunlearn.advice.situation import Situation
 
@@ -261,7 +261,7 @@ def _what_survives(option: Option, noise_share: float) -> list[str]:
         )
     if ratio is not None:
         found.append(
-            f"Whatever the radius, the norm of the noise is {ratio:.3g} times the norm of what is "
+            f"Whatever the radius, the norm of the noise is {wording.times(ratio)} times the norm of what is "
             "kept of the old model, or more."
         )
     return found

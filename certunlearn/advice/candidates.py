@@ -304,7 +304,7 @@ def _from_ball(
     distance, size = situation.distance, situation.parameters
     share = None
     if known and distance is not None:
-        share = 1.0 if kept >= distance else kept / distance
+        share = min(1.0, kept / distance)
     layers = tuple(
         LayerNoise(
             name=layer.name,

@@ -84,6 +84,11 @@ def checked(
             trees.check_finite("params", params)
             trees.check_finite("center", center)
             distance = fresh_weights.distance_between(params, center)
+            if distance == 0:
+                raise ValueError(
+                    "center must be public, such as the parameters that training started from; "
+                    "got the trained parameters"
+                )
         layers = fresh_weights.layers_of(params, center)
         parameters = sum(layer.size for layer in layers)
     fresh = fresh_weights.least_scale(layers) if fresh_scale is None else fresh_scale
@@ -93,9 +98,7 @@ def checked(
             raise ValueError("public_start must not be False where center or distance is given")
         has_center = checks.flag("public_start", public_start)
     if distance is not None:
-        distance = checks.real("distance", distance)
-        if not 0 <= distance < float("inf"):
-            raise ValueError(f"distance must be at least 0 and finite, got {distance!r}")
+        distance = checks.positive("distance", distance)
     return Situation(
         parameters=_count("parameters", parameters),
         distance=distance,

@@ -83,7 +83,7 @@ def facts(option: "Option") -> Iterator[tuple[str, str]]:
         if noise.norm is not None:
             parts.append(f"a norm of {noise.norm:.3g}")
         if noise.norm_over_kept is not None:
-            parts.append(f"{noise.norm_over_kept:.3g} times the norm of what is kept")
+            parts.append(f"{times(noise.norm_over_kept)} times the norm of what is kept")
         if parts:
             yield "noise in all", f"{', '.join(parts)}."
         compared = [layer for layer in noise.layers if layer.noise_over_fresh is not None]
@@ -100,6 +100,15 @@ def facts(option: "Option") -> Iterator[tuple[str, str]]:
     if option.assumes:
         count = len(option.assumes)
         yield "rests on", f"{count} sentences: read the option's `assumes`."
+
+
+def times(ratio: float) -> str:
+    """A ratio for people.
+
+    >>> times(0.1234), times(1060.4)
+    ('0.123', '1,060')
+    """
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _wrapped(text: str, first: str = "", rest: str | None = None) -> str:

@@ -133,7 +133,7 @@ def test_proposals_do_not_depend_on_the_trained_model():
 
 SAID = {
     "parameters": st.integers(1, 10**9),
-    "distance": st.floats(0, 1e4),
+    "distance": st.floats(1e-9, 1e4),
     "fresh_scale": st.floats(1e-3, 1),
     "rows": st.integers(1_000, 10**8),
     "deletions": st.integers(1, 999),
@@ -252,8 +252,10 @@ def test_two_ways_of_saying_the_same_agree():
         ({"params": TRAINED, "parameters": 5}, ValueError, "leave them out"),
         ({"params": TRAINED, "center": CENTER, "distance": 1.0}, ValueError, "leave them out"),
         ({"params": TRAINED, "center": {"w": np.ones(3)}}, ValueError, "structure"),
-        ({"distance": -1.0}, ValueError, "distance must be at least 0"),
+        ({"distance": -1.0}, ValueError, "distance must be positive"),
         ({"distance": 1.0, "public_start": False}, ValueError, "public_start must not be False"),
+        ({"params": TRAINED, "center": TRAINED}, ValueError, "center must be public"),
+        ({"distance": 0.0}, ValueError, "distance must be positive"),
         ({"rows": 10, "deletions": 10}, ValueError, "fewer than rows, got 10 of 10"),
         ({"epsilon": 0.0}, ValueError, "epsilon must be positive"),
         ({"delta": 1.0}, ValueError, "delta must be strictly"),
