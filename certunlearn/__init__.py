@@ -1,8 +1,7 @@
 """Certified machine unlearning for JAX: make a trained model provably forget."""
 
-import importlib.metadata
-
 from certunlearn import (
+    _version,
     accounting,
     advice,
     certificates,
@@ -43,7 +42,7 @@ from certunlearn.mechanisms import (
 from certunlearn.transforms import clip_by_global_norm, clip_params, clipped_value_and_grad
 from certunlearn.unlearning import Finetune, Options, unlearn
 
-__version__ = importlib.metadata.version("certunlearn")
+__version__ = _version.__version__
 
 __all__ = [
     "DPSGD",

@@ -25,6 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # From the ground up: a room imports only rooms above it.
 ROOMS = (
+    "_version",
     "_numerics",
     "transforms",
     "mechanisms",

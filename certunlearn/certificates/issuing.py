@@ -11,7 +11,7 @@ from typing import Any
 
 from chex import ArrayTree
 
-from certunlearn import accounting, mechanisms
+from certunlearn import _version, accounting, mechanisms
 from certunlearn._numerics import checks, files, model_trees, processes
 from certunlearn._numerics.checks import ScalarOrSchedule
 from certunlearn.certificates import claims, covered_leaves, record_format, strict_json
@@ -305,7 +305,6 @@ def _epsilon(
 
 
 def _versions() -> dict[str, str]:
-    packages = ("certunlearn", "jax", "jaxlib", "optax", "numpy", "scipy")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
+    packages = ("jax", "jaxlib", "optax", "numpy", "scipy")
+    own = {"python": platform.python_version(), "certunlearn": _version.__version__}
+    return own | {name: importlib.metadata.version(name) for name in packages}
