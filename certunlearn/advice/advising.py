@@ -261,8 +261,8 @@ def _what_survives(option: Option, noise_share: float) -> list[str]:
         )
     if ratio is not None:
         found.append(
-            f"Whatever the radius, the norm of the noise is {wording.times(ratio)} times the norm of what is "
-            "kept of the old model, or more."
+            f"Whatever the radius, the norm of the noise is {wording.times(ratio)} times the norm "
+            "of what is kept of the old model, or more."
         )
     return found
 
