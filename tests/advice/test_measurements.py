@@ -100,6 +100,13 @@ def test_gradient_clipping_never_stands_before_retraining():
     for public in (True, False):
         methods = [o.method for o in cu.advise(**CASE, public_rows=public).options]
         assert methods.index("Retraining") < methods.index("GradientClipping")
+        # The benchmark's fine-tuning works in the curvature of public rows: no rows, no number.
+        (clipping,) = (
+            option
+            for option in cu.advise(**CASE, public_rows=public).options
+            if option.method == "GradientClipping"
+        )
+        assert (clipping.cost is not None) == public
 
 
 def test_costs_of_another_case_say_so():
