@@ -32,15 +32,6 @@ def check(name: str, held: Sequence[Any], trained: Sequence[Any]) -> None:
                 )
 
 
-def all_same(pairs: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether of all pairs the two arrays are equal, and not all of them by chance."""
-    equal = all(
-        held is leaf or (_is_here(held) and _is_here(leaf) and np.array_equal(held, leaf))
-        for held, leaf in pairs
-    )
-    return equal and any(_same(held, leaf) for held, leaf in pairs)
-
-
 def _same(held: Any, leaf: Any) -> bool:
     """Whether they are one array, or equal ones that no two would be by chance."""
     if held is leaf:

@@ -17,7 +17,6 @@ from certunlearn.mechanisms import Mechanism, PlannedRun, base, rounding
 from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
     agreement,
-    centers,
     compiled_steps,
     inputs,
     leaf_split,
@@ -110,7 +109,7 @@ def prepare(
     center = None if center is None else inputs.arrays("center", model_trees.parameters(center))
     if mechanism.exact:  # which trains from the centre: of the trained model it gets the structure
         split = split.replaced("center", center)
-    middle = centers.of(center, split, mechanism.exact)
+    middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
     loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples, mechanism)
@@ -223,6 +222,15 @@ def _split(given: Any, frozen: ArrayTree | None) -> leaf_split.Split:
     trees.check_wide(split.by_name)
     trees.check_finite("params", split.by_name)
     return split
+
+
+def _center(center: ArrayTree | None, split: leaf_split.Split) -> ArrayTree | None:
+    """What is trained of the centre."""
+    if center is None:
+        return None
+    middle = split.like_params("center", center)
+    inputs.check_real("center", middle)
+    return placement.like(middle, split.trainable)
 
 
 def _noise_scale(

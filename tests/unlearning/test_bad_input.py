@@ -304,7 +304,7 @@ def test_a_learning_rate_that_warms_up_from_zero_runs():
 
 def test_strict_promotion_of_types_runs():
     with jax.numpy_dtype_promotion("strict"):
-        result = run(finetune=(optax.sgd(0.1), 1), center=jax.tree.map(jnp.ones_like, PARAMS))
+        result = run(finetune=(optax.sgd(0.1), 1), center=PARAMS)
     assert cu.verify(result.certificate, result.params)
 
 

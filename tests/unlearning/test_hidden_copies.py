@@ -211,14 +211,3 @@ def test_runs_of_one_key_do_not_share_a_folder(tmp_path):
         with pytest.raises(UnlearningFailed, match="holds step 2 of a run already"):
             run(save_every=3, save_to=saver, batch_size=12)  # of the same key
     assert orbax_checkpoints.restore_state(tmp_path / "run.private").step == 2
-
-
-@pytest.mark.parametrize("copied", [lambda x: x, lambda x: np.array(x)])
-def test_the_trained_model_is_no_centre(copied):
-    with pytest.raises(ValueError, match="center must be public"):
-        run(center=jax.tree.map(copied, PARAMS))
-    # Equal in places, as layers that training left alone.
-    assert run(center=PARAMS | {"b": PARAMS["b"] + 1}).certificate
-    # Fresh zeros are no trained model.
-    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    assert run(params=zeros, center=jax.tree.map(np.zeros_like, zeros)).certificate
