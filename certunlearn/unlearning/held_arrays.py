@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from chex import ArrayTree
+
+from certunlearn._numerics import recognition
 
 
 def check(name: str, held: Sequence[Any], trained: Sequence[Any]) -> None:
@@ -32,8 +35,21 @@ def check(name: str, held: Sequence[Any], trained: Sequence[Any]) -> None:
                 )
 
 
+def secret(trained: Sequence[Any], center: ArrayTree | None) -> list[Any]:
+    """Arrays of the trained model that are not the public centre's, which a loss may hold.
+
+    They are in runs that start from the centre, such as others are compared with.
+    """
+    if center is None:
+        return list(trained)
+    public = jax.tree.leaves(center)
+    return [leaf for leaf, at in zip(trained, public, strict=True) if not _same(at, leaf)]
+
+
 def _same(held: Any, leaf: Any) -> bool:
     """Whether they are one array, or equal ones that no two would be by chance."""
+    if recognition.is_prng_key(held) or not np.size(held):
+        return False
     if held is leaf:
         return True
     if np.shape(held) != np.shape(leaf) or not (_is_here(held) and _is_here(leaf)):

@@ -18,6 +18,7 @@ from certunlearn.mechanisms.noisy_optimizer import noisy_sgd
 from certunlearn.unlearning import (
     agreement,
     compiled_steps,
+    held_arrays,
     inputs,
     leaf_split,
     model_forms,
@@ -112,8 +113,8 @@ def prepare(
     middle = _center(center, split)
     scale = _noise_scale(mechanism, epsilon, noise_scale, delta, accountant, progress)
     issuing.check_plan(mechanism, scale, split.frozen_names, accountant)
-    loss, convolutions, later = _losses(loss_fn, tuning_loss, split, form, examples, mechanism)
-    longest = compiled_steps.longest_call(split.leaves, convolutions)
+    loss, convolves, later = _losses(loss_fn, tuning_loss, split, form, examples, mechanism, middle)
+    longest = compiled_steps.longest_call(split.leaves, convolves)
     settings = plan_digests.settings_of(mechanism, scale, split, examples)
     keys, key_source = agreement.agreed_keys(
         *_keys(key, more.resume), split.leaves, settings, more.resume
@@ -274,24 +275,23 @@ def _losses(
     form: model_forms.ModelForm,
     examples: Examples,
     mechanism: Mechanism,
+    center: ArrayTree | None,
 ) -> tuple[Loss, bool, Loss | None]:
-    """The losses of the steps with noise and of those without, each tried.
-
-    Of the first also whether it computes convolutions.
-    """
+    """The losses with noise and without, each tried, and whether the first has convolutions."""
     feed, trainable = examples.feed, split.trainable
     loss = Loss.of(loss_fn, split, form)
     batch = feed.batch_shapes(examples.at_once)
     # With samples this is the training itself, from a start that may be known to the loss.
-    trained = split.trained_of(form.params) if examples.sampling is None else []
+    trained = held_arrays.secret(split.trained_of(form.params), center)
+    trained = trained if examples.sampling is None else []
     kept_out = trained if base.is_memoryless(mechanism) else []
-    convolutions = rehearsal.check_loss("loss_fn", loss, trainable, batch, kept_out)
+    convolves = rehearsal.check_loss("loss_fn", loss, trainable, batch, kept_out)
     if tuning_loss_fn is None:
-        return loss, convolutions, None
+        return loss, convolves, None
     later = Loss.of(tuning_loss_fn, split, form)
     batch = feed.batch_shapes(examples.accumulated or examples.batch_size)
     rehearsal.check_loss("finetune loss_fn", later, trainable, batch, trained)
-    return loss, convolutions, later
+    return loss, convolves, later
 
 
 def _keys(key: jax.Array | None, resume: UnlearningState | None) -> tuple[keys_lib.Keys, str]:

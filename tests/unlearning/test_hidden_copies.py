@@ -211,3 +211,21 @@ def test_runs_of_one_key_do_not_share_a_folder(tmp_path):
         with pytest.raises(UnlearningFailed, match="holds step 2 of a run already"):
             run(save_every=3, save_to=saver, batch_size=12)  # of the same key
     assert orbax_checkpoints.restore_state(tmp_path / "run.private").step == 2
+
+
+def test_keys_and_empty_arrays_are_no_copies():
+    """A key and an array of no number have the shapes of trained ones, and say nothing of them."""
+    key, empty = jax.random.key(3), jnp.zeros((0, 3))
+
+    def loss(params, batch):
+        more = params["b"] * jax.random.normal(key) + jnp.sum(params["none"] * empty)
+        return loss_fn(params, batch) + more
+
+    assert run(params=PARAMS | {"none": empty}, loss=loss).certificate
+
+
+def test_the_public_centre_may_be_held_where_a_run_starts_from_it():
+    center = jax.tree.map(lambda leaf: leaf + 1, PARAMS)
+    assert run(params=center, center=center, loss=near(center)).certificate
+    with pytest.raises(ValueError, match=HOLDS):
+        run(params=PARAMS, center=center, loss=near(PARAMS))
