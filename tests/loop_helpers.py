@@ -39,8 +39,8 @@ def arguments(**changes):
     return changes | ({"options": cu.Options(**rarer)} if rarer else {})
 
 
-def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **changes):
-    """`unlearn` with an accountant that takes no time."""
+def request(key, **changes):
+    """Keyword arguments of `unlearn`, with an accountant that takes no time."""
     options = {
         "noise_scale": 1.0,
         "delta": 1e-5,
@@ -49,7 +49,12 @@ def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **ch
         "progress": False,
         "key": None if key is None or "resume" in changes else jax.random.key(key),
     }
-    return cu.unlearn(loss, params, data, mechanism, **arguments(**(options | changes)))
+    return arguments(**(options | changes))
+
+
+def run(mechanism=MECHANISM, params=PARAMS, data=DATA, loss=loss_fn, key=7, **changes):
+    """`unlearn` of a small model."""
+    return cu.unlearn(loss, params, data, mechanism, **request(key, **changes))
 
 
 def same(a, b):

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from loop_helpers import BATCH, DATA, MECHANISM, PARAMS, arguments, loss_fn
+from loop_helpers import DATA, MECHANISM, PARAMS, loss_fn, request
 
 import certunlearn as cu
 from certunlearn import unlearning
@@ -11,15 +11,7 @@ ARRAYS = jax.tree.map(jnp.asarray, DATA)
 
 
 def prepare(mechanism=MECHANISM, key=0, loss=loss_fn, params=PARAMS, data=ARRAYS, **changes):
-    options = {
-        "noise_scale": 1.0,
-        "delta": 1e-5,
-        "batch_size": BATCH,
-        "accountant": "interpolation",
-        "progress": False,
-        "key": None if "resume" in changes else jax.random.key(key),
-    }
-    return unlearning.prepare(loss, params, data, mechanism, **arguments(**(options | changes)))
+    return unlearning.prepare(loss, params, data, mechanism, **request(key, **changes))
 
 
 def clipping(number, **changes):

@@ -108,6 +108,22 @@ def per_example(network: Network, microbatch_size: int | None = None) -> Loop:
     return loop(network, cu.noisy_sgd(mechanism(), NOISE, key=KEY), gradient)
 
 
+def request(network: Network, steps: int, key: jax.Array) -> dict[str, Any]:
+    """The arguments of `unlearn`, and of `prepare`."""
+    return {
+        "loss_fn": network.loss_fn,
+        "params": network.params,
+        "retain_data": network.data,
+        "mechanism": mechanism(steps),
+        "noise_scale": NOISE,
+        "delta": 1e-5,
+        "batch_size": network.batch_size,
+        "key": key,
+        "accountant": "interpolation",
+        "progress": False,
+    }
+
+
 def unlearn(
     network: Network, steps: int, every: int, between: Callable[[int], None], **options: Any
 ) -> Any:
@@ -118,35 +134,13 @@ def unlearn(
         jax.block_until_ready(params)
         between(next(at))
 
-    return cu.unlearn(
-        network.loss_fn,
-        network.params,
-        network.data,
-        mechanism(steps),
-        noise_scale=NOISE,
-        delta=1e-5,
-        batch_size=network.batch_size,
-        key=KEY,
-        accountant="interpolation",
-        progress=False,
-        options=cu.Options(evaluate=evaluate, evaluate_every=every, **options),
-    )
+    more = cu.Options(evaluate=evaluate, evaluate_every=every, **options)
+    return cu.unlearn(**request(network, steps, KEY), options=more)
 
 
 def prepared(network: Network, steps: int, number: int) -> Any:
     """Run number so and so, with a key of its own, ready to start."""
-    return cu.unlearning.prepare(
-        network.loss_fn,
-        network.params,
-        network.data,
-        mechanism(steps),
-        noise_scale=NOISE,
-        delta=1e-5,
-        batch_size=network.batch_size,
-        key=jax.random.key(number),
-        accountant="interpolation",
-        progress=False,
-    )
+    return cu.unlearning.prepare(**request(network, steps, jax.random.key(number)))
 
 
 def one_by_one(runs: list[Any]) -> None:

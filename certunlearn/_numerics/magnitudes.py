@@ -63,7 +63,7 @@ def grouped(leaves: list[jax.Array], join: bool = True) -> dict[tuple[str, ...],
     if not join:
         return found
     return {
-        axes: small_leaves.joined(group, small_leaves.groups(group, small_leaves.MOST_ALIKE))
+        axes: small_leaves.joined(group, small_leaves.groups(group))
         for axes, group in found.items()
     }
 

@@ -129,7 +129,7 @@ def _clip_tree(tree: ArrayTree, max_norm: ArrayLike) -> Clipped:
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [magnitudes.widen(leaf) for leaf in leaves]
     # Before the loop, for its state is what is scaled.
-    groups = small_leaves.groups(leaves, small_leaves.MOST_ALIKE)
+    groups = small_leaves.groups(leaves)
     settled = _settle(small_leaves.joined(leaves, groups), max_norm)
     arrays = [
         _scaled_at_once(array, settled) if len(places) > 1 else _scaled(array, settled)

@@ -21,13 +21,11 @@ MOST_ALIKE = 3
 FEWEST = 16
 
 
-def groups(leaves: Sequence[jax.Array], most_alike: int | None = None) -> list[list[int]]:
+def groups(leaves: Sequence[jax.Array]) -> list[list[int]]:
     """The places of leaves that are to be set end to end; each other place by itself.
 
     Args:
       leaves: arrays.
-      most_alike: leaves of a shape that more of them have stay alone, where kernels of equal
-        shapes are compiled once.
 
     Returns:
       Lists of places, of one or at least `FEWEST`. Leaves of one list have one dtype, and the same
@@ -38,7 +36,7 @@ def groups(leaves: Sequence[jax.Array], most_alike: int | None = None) -> list[l
     found: dict[object, list[int]] = {}
     for place, leaf in enumerate(leaves):
         small = 0 < leaf.size <= LARGEST and jax.device_count() == 1
-        rare = most_alike is None or shapes[leaf.shape] <= most_alike
+        rare = shapes[leaf.shape] <= MOST_ALIKE
         alone = not (small and rare) or parallel.explicit_sharding(leaf) is not None
         kind = place if alone else (leaf.dtype, parallel.pieces_axes(leaf))
         found.setdefault(kind, []).append(place)

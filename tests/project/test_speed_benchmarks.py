@@ -46,6 +46,18 @@ def test_pages_show_what_was_measured():
     ):
         assert written(record(name)) == (ROOT / "benchmarks" / f"{name}.md").read_text()
     assert tables.scaling(scaling) == (ROOT / "benchmarks" / "scaling.md").read_text()
+    ours = lambda parts, what, size: next(  # noqa: E731
+        row["ways"]["ours"]["seconds"]
+        for row in parts
+        if (row["what"], row["parameters"]) == (what, size)
+    )
+    words = " ".join(page("benchmarks").split())
+    graphs = record("gpu/graphs")["parts"]
+    small, large = (1e3 * ours(graphs, "step", size) for size in (10**4, 10**7))
+    assert f"10,000 parameters took {small:.2f} ms, and of 10 million {large:.2f} ms" in words
+    each = 1e3 * ours(speed["parts"], "noise", 10**6)  # nanoseconds
+    assert f"a true normal number costs about {each:.1f} ns" in words
+    assert f"{each / 10:.2f} ms for 100,000 parameters" in words
     for measured in (speed["measured"], record("gpu/speed")["measured"]):
         assert not any("--quick" in each["command"] for each in measured.values())
     assert "(gpu)" in record("gpu/speed")["measured"]["steps"]["device"]

@@ -178,18 +178,22 @@ def test_the_clip_of_each_replica_is_strict_as_it_is_compiled(per_example, slope
     def steep(params, batch):
         return jnp.mean(batch["x"] @ params["w"])
 
-    runs = [
-        prepare(
+    def make(norm, key):
+        return prepare(
             cu.GradientClipping(init_radius=1.0, clip_norm=norm, learning_rate=1.0, steps=1),
-            key=i,
+            key=key,
             loss=steep,
             data=slopes,
             params={"w": jnp.zeros(37)},
             per_example=per_example,
         )
-        for i, norm in enumerate(norms)
-    ]
-    for run, noisy in zip(runs, unlearning.run_replicas(list(map(quiet, runs))), strict=True):
+
+    runs = [make(norm, key) for key, norm in enumerate(norms)]
+    alone = make(norms[0], 0)
+    assert alone.longest > 1  # so that this is the clip inside of a loop of steps
+    found = unlearning.run_replicas(list(map(quiet, runs)))
+    found.append(unlearning.run_noisy_steps(quiet(alone)))
+    for run, noisy in zip([*runs, alone], found, strict=True):
         length = exact_norm(-noisy.trainable["w"])
         norm = run.mechanism.clip_norm
         assert length <= norm
