@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from process_helpers import kept_programs
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "devices_script.py"
 WAYS = {"per example", "microbatches", "accumulated", "frozen"}
@@ -18,13 +19,22 @@ WAYS |= {"copied parameters", "copied batches", "samples"}
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return kept_programs(tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture(scope="module", params=["auto", "explicit"])
-def seen(request):
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(SCRIPT.parent.parent),
-    }
+def seen(request, compiled):
+    env = (
+        os.environ
+        | compiled
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(SCRIPT.parent.parent),
+        }
+    )
     command = [sys.executable, SCRIPT, request.param, "own_loop,unlearn,other_ways,refused"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

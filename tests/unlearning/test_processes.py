@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from process_helpers import kept_programs
 
 import certunlearn as cu
 
@@ -27,12 +28,21 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(number, count, port, folder, task="report"):
-    env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(SCRIPT.parent.parent),
-    }
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return kept_programs(tmp_path_factory.mktemp("compiled"))
+
+
+def start(compiled, number, count, port, folder, task="report"):
+    env = (
+        os.environ
+        | compiled
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(SCRIPT.parent.parent),
+        }
+    )
     command = [sys.executable, SCRIPT, str(number), str(count), str(port), str(folder), task]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -48,9 +58,10 @@ def finished(processes):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, compiled):
     folder, port = tmp_path_factory.mktemp("processes"), free_port()
-    finished([start(0, 2, port, folder), start(1, 2, port, folder), start(0, 1, port, folder)])
+    whole = [(0, 2), (1, 2), (0, 1)]
+    finished([start(compiled, *place, port, folder) for place in whole])
     return folder
 
 
@@ -102,9 +113,9 @@ def test_what_would_part_the_processes_is_refused(seen):
 
 
 @pytest.mark.parametrize(("way", "steps"), [("killed", {2}), ("torn", {1, 2})])
-def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(tmp_path, way, steps):
+def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(tmp_path, compiled, way, steps):
     port = free_port()
-    processes = [start(number, 2, port, tmp_path, way) for number in (0, 1)]
+    processes = [start(compiled, number, 2, port, tmp_path, way) for number in (0, 1)]
     try:
         for number, process in enumerate(processes):
             while process.poll() is None and not (tmp_path / f"ready-{number}").exists():
@@ -117,7 +128,7 @@ def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(tmp_path, wa
     dead = [process.returncode == -signal.SIGKILL for process in processes]
     assert dead[way == "torn" :] == [True] * len(dead[way == "torn" :]), said
     port = free_port()
-    finished([start(number, 2, port, tmp_path, "goes on") for number in (0, 1)])
+    finished([start(compiled, number, 2, port, tmp_path, "goes on") for number in (0, 1)])
     for number in (0, 1):
         found = json.loads((tmp_path / f"2-{number}.json").read_text())
         assert found["step"] in steps
