@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+TITLES = {"README": "Overview"}  # in the side bar, where a page's own title says too little
 HEADING = re.compile(r"^# ", re.MULTILINE)
 FRONT = '<!doctype html><meta charset="utf-8"><title>certunlearn</title>\n'
 FRONT += '<meta http-equiv="refresh" content="0; url=docs/index.html">\n'
@@ -40,7 +41,9 @@ def toctree(caption: str, pages: list[str]) -> str:
     if not pages:
         return ""
     head = f":caption: {caption}\n" if caption else ""
-    lines = "".join(f"/{page}\n" for page in pages)
+    lines = "".join(
+        f"{TITLES[page]} </{page}>\n" if page in TITLES else f"/{page}\n" for page in pages
+    )
     return f"\n\n```{{toctree}}\n:hidden:\n{head}\n{lines}```\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Guarantee|Source):")
 SPAN = re.compile(r"(`+)([^`]+)\1")
-MARKUP = re.compile(r"([*|\\])|_(?=\W|$)")
+MARKUP = re.compile(r"(?<![\w*])\*\w(?:[\w -]*\w)?\*(?![\w*])|([*|\\])|_(?=\W|$)")
 
 
 def indent(line: str) -> int:
@@ -17,14 +17,19 @@ def indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
+def plain(text: str) -> str:
+    """Text without markup, but for *emphasis*."""
+    return MARKUP.sub(lambda found: ("\\" if len(found[0]) == 1 else "") + found[0], text)
+
+
 def escaped(text: str) -> str:
     """Prose with literals for what stands in backticks, and without other markup."""
     parts, end = [], 0
     for span in SPAN.finditer(text):
-        parts.append(MARKUP.sub(r"\\\g<0>", text[end : span.start()]))
+        parts.append(plain(text[end : span.start()]))
         end = span.end()
         parts.append(f"``{span.group(2)}``" + ("\\ " if text[end : end + 1].isalnum() else ""))
-    parts.append(MARKUP.sub(r"\\\g<0>", text[end:]))
+    parts.append(plain(text[end:]))
     return "".join(parts)
 
 

@@ -101,7 +101,7 @@ def test_every_page_stands_in_the_navigation_once():
 
 
 def test_formulas_and_doctests_stay_as_they_are():
-    text = """Adds *nothing* to `x*y`s of |w|_2_.
+    text = """Adds *nothing* to `x*y`s of |w|_2_ * 2 * 3.
 
         x <- x * y
 
@@ -117,7 +117,7 @@ Guarantee:
 >>> f(`x`)
 """
     assert DOCSTRINGS.converted(text.splitlines()) == [
-        r"Adds \*nothing\* to ``x*y``\ s of \|w\|_2\_.",
+        r"Adds *nothing* to ``x*y``\ s of \|w\|_2\_ \* 2 \* 3.",
         "",
         "::",
         "",
