@@ -72,6 +72,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "navigation",
+    "names_in_text",
     "plain_docstrings",
     "reference_pages",
 ]

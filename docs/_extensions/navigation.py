@@ -5,7 +5,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-TITLES = {"README": "Overview"}  # in the side bar, where a page's own title says too little
+# In the side bar, where a page's own title says too little.
+TITLES = {"README": "Overview", "benchmarks/README": "Questions and answers"}
 HEADING = re.compile(r"^# ", re.MULTILINE)
 FRONT = '<!doctype html><meta charset="utf-8"><title>certunlearn</title>\n'
 FRONT += '<meta http-equiv="refresh" content="0; url=docs/index.html">\n'
@@ -36,14 +37,26 @@ def places(found: set[str], navigation: dict, below: dict, root: str) -> dict[st
     return tree
 
 
+def titled(page: str) -> str:
+    """A line of a tree. Tables that scripts wrote go by their place: their titles are alike."""
+    if page in TITLES:
+        return f"{TITLES[page]} </{page}>"
+    if page.startswith("benchmarks/"):
+        return f"{place(page)} </{page}>"
+    return f"/{page}"
+
+
+def place(page: str) -> str:
+    """Where a table of a benchmark lies."""
+    return page.removeprefix("benchmarks/").removesuffix("/table")
+
+
 def toctree(caption: str, pages: list[str]) -> str:
     """One hidden tree as MyST text, "" if no page is in it."""
     if not pages:
         return ""
     head = f":caption: {caption}\n" if caption else ""
-    lines = "".join(
-        f"{TITLES[page]} </{page}>\n" if page in TITLES else f"/{page}\n" for page in pages
-    )
+    lines = "".join(f"{titled(page)}\n" for page in pages)
     return f"\n\n```{{toctree}}\n:hidden:\n{head}\n{lines}```\n"
 
 
@@ -57,7 +70,7 @@ def add_trees(app: Any, name: str, source: list[str]) -> None:
         config.root_doc,
     )
     if name.startswith("benchmarks/") and not HEADING.search(source[0]):
-        source[0] = f"# {name.removeprefix('benchmarks/')}\n\n{source[0]}"
+        source[0] = f"# {place(name)}\n\n{source[0]}"
     for caption, pages in tree.get(name, {}).items():
         source[0] += toctree(caption, pages)
 

@@ -1,10 +1,11 @@
 """Docstrings are plain text with backticks; this makes reStructuredText of them, for napoleon.
 
-Backticks become literals, and characters that would be markup are escaped. A formula, which is
-indented by four columns more than its paragraph, becomes a literal block. Doctests stay.
+Backticks become literals or links, and characters that would be markup are escaped. A formula,
+which is indented by four columns more than its paragraph, becomes a literal block. Doctests stay.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Guarantee|Source):")
@@ -22,13 +23,18 @@ def plain(text: str) -> str:
     return MARKUP.sub(lambda found: ("\\" if len(found[0]) == 1 else "") + found[0], text)
 
 
-def escaped(text: str) -> str:
+def literal(text: str) -> str:
+    """What stands in backticks."""
+    return f"``{text}``"
+
+
+def escaped(text: str, span: Callable[[str], str] = literal) -> str:
     """Prose with literals for what stands in backticks, and without other markup."""
     parts, end = [], 0
-    for span in SPAN.finditer(text):
-        parts.append(plain(text[end : span.start()]))
-        end = span.end()
-        parts.append(f"``{span.group(2)}``" + ("\\ " if text[end : end + 1].isalnum() else ""))
+    for found in SPAN.finditer(text):
+        parts.append(plain(text[end : found.start()]))
+        end = found.end()
+        parts.append(span(found.group(2)) + ("\\ " if text[end : end + 1].isalnum() else ""))
     parts.append(plain(text[end:]))
     return "".join(parts)
 
@@ -44,7 +50,7 @@ def blocks(lines: list[str]) -> list[list[str]]:
     return [block for block in found if block]
 
 
-def converted(lines: list[str]) -> list[str]:
+def converted(lines: list[str], span: Callable[[str], str] = literal) -> list[str]:
     """The lines of a docstring as reStructuredText, sections as napoleon expects them."""
     result: list[str] = []
     base, described = 0, False  # of the section; whether its entries have texts of their own
@@ -60,13 +66,15 @@ def converted(lines: list[str]) -> list[str]:
             inset = " " * (base + (2 if described else 0))
             result += [f"{inset}::", "", *block, ""]
         else:
-            result += [*escaped("\n".join(block)).split("\n"), ""]
+            result += [*escaped("\n".join(block), span).split("\n"), ""]
     return result
 
 
 def convert(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's hook: changes the lines in place."""
-    lines[:] = converted(lines)
+    import names_in_text
+
+    lines[:] = converted(lines, names_in_text.span)
 
 
 def setup(app: Any) -> dict[str, bool]:
