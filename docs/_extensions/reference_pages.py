@@ -1,6 +1,6 @@
 """Reference pages list names in Markdown; the site puts each name's docstring there.
 
-    ```{names} certunlearn.convex      ```{command} plan
+    ```{names} certunlearn.convex      ```{commands} certunlearn
     ConvexLoss                         ```
     ridge_regression
     ```
@@ -9,16 +9,14 @@ A name is followed by ": " and its description where it is a constant, which has
 """
 
 import argparse
-import contextlib
 import importlib
 import inspect
-import io
 import os
 import re
 from typing import Any
 
 NAMES = re.compile(r"^```\{names\} ([\w.]+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"^```\{command\}([^\n]*)\n```$", re.MULTILINE)
+COMMANDS = re.compile(r"^```\{commands\} certunlearn\n```$", re.MULTILINE)
 
 
 def listed(text: str) -> list[tuple[str, str, str]]:
@@ -52,21 +50,22 @@ def documented(block: re.Match) -> str:
 
 
 def helped(block: re.Match) -> str:
-    """What the command prints with --help."""
+    """What the command line and each of its commands print with --help."""
     from certunlearn import cli
 
     os.environ.update(COLUMNS="88", NO_COLOR="1")
-    arguments = block.group(1).split()
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli._parser().parse_args([*arguments, "--help"])
-    return f"```text\n{printed.getvalue()}```"
+    parser = cli._parser()
+    parts = [f"```text\n{parser.format_help()}```\n"]
+    (commands,) = (each for each in parser._actions if isinstance(each.choices, dict))
+    for name, command in commands.choices.items():
+        parts.append(f"## `certunlearn {name}`\n\n```text\n{command.format_help()}```\n")
+    return "\n".join(parts)
 
 
 def fill(app: Any, name: str, source: list[str]) -> None:
     """Replaces the blocks of a reference page."""
     if name.startswith("docs/reference/"):
-        source[0] = COMMAND.sub(helped, NAMES.sub(documented, source[0]))
+        source[0] = COMMANDS.sub(helped, NAMES.sub(documented, source[0]))
 
 
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:

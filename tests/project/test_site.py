@@ -74,11 +74,11 @@ def test_the_table_of_the_top_level_is_complete():
 
 
 def test_every_command_has_its_help():
-    from certunlearn import cli
-
-    (commands,) = cli._parser()._subparsers._group_actions
     text = (ROOT / "docs" / "reference" / "commands.md").read_text()
-    assert [found.strip() for found in PAGES.COMMAND.findall(text)] == ["", *commands.choices]
+    filled = PAGES.COMMANDS.sub(PAGES.helped, text)
+    for command in ("advise", "plan", "demo", "verify", "sign"):
+        assert f"## `certunlearn {command}`\n\n```text\nusage: certunlearn {command}" in filled
+    assert "{commands}" not in filled
 
 
 # The navigation.
