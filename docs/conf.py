@@ -78,7 +78,10 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]  # tables that scripts write start with a lower heading
+suppress_warnings = [
+    "myst.header",  # tables that scripts write start with a lower heading
+    "misc.highlighting_failure",  # an excerpt of JSON with "..." is shown without colours
+]
 nb_execution_mode = "off"  # the notebooks' stored outputs are shown; .ci/notebooks.py checks them
 
 autodoc_member_order = "bysource"
