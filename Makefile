@@ -1,7 +1,7 @@
 # The commands of the house. `make` alone lists them.
 PYTHON ?= python
 
-.PHONY: help setup test slow lint docs bench
+.PHONY: help setup test slow lint docs site bench
 
 help:
 	@echo "make setup   install the package with all that tests need"
@@ -9,6 +9,7 @@ help:
 	@echo "make slow    the slow tests"
 	@echo "make lint    ruff, its formatter, mypy"
 	@echo "make docs    every code block of the documentation, and the notebooks"
+	@echo "make site    the documentation as a site, in build/site (needs the extra docs)"
 	@echo "make bench   one benchmark, quickly; prints the commands of the others"
 
 setup:
@@ -28,6 +29,10 @@ lint:
 docs:
 	$(PYTHON) -m pytest -q -m "slow or not slow" tests/project/test_readme.py tests/project/test_docs.py
 	$(PYTHON) .ci/notebooks.py
+
+site:
+	$(PYTHON) -m sphinx -q -W --keep-going -E -b html -c docs . build/site
+	$(PYTHON) .ci/site_links.py build/site
 
 bench:
 	mkdir -p build

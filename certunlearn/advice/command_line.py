@@ -62,8 +62,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "advise",
         help="what to do with your model, and what you get",
-        description="What to do with your model and a request to delete: methods from best to "
-        "worst, each with what it guarantees, what it costs and why.",
+        description="What to do with your model and a request to delete:\n"
+        "methods from best to worst, each with what it guarantees, what it costs and why.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
