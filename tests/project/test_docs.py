@@ -308,7 +308,7 @@ def recipes():
     """The recipe of every target of the Makefile, a list of lines."""
     found, target = {}, None
     for line in (ROOT / "Makefile").read_text().splitlines():
-        if named := re.match(r"(\w+):", line):
+        if named := re.match(r"([\w-]+):", line):
             target = found.setdefault(named.group(1), [])
         elif line.startswith("\t"):
             target.append(line.strip())
