@@ -1,7 +1,7 @@
 # The commands of the house. `make` alone lists them.
 PYTHON ?= python
 
-.PHONY: help setup setup-lowest setup-newest test slow lint docs dist bench
+.PHONY: help setup setup-lowest setup-newest test slow lint docs site dist bench
 
 help:
 	@echo "make setup   install the package with all that tests need"
@@ -11,6 +11,7 @@ help:
 	@echo "make lint    ruff, its formatter, mypy"
 	@echo "make docs    every code block of the documentation, and the notebooks"
 	@echo "make dist    wheel and source distribution, checked (needs the extra release)"
+	@echo "make site    the documentation as a site, in build/site (needs the extra docs)"
 	@echo "make bench   one benchmark, quickly; prints the commands of the others"
 
 setup:
@@ -44,6 +45,10 @@ dist:
 	$(PYTHON) -m build
 	$(PYTHON) -m twine check --strict dist/*
 	$(PYTHON) .ci/distributions.py dist
+
+site:
+	$(PYTHON) -m sphinx -q -W --keep-going -E -b html -c docs . build/site
+	$(PYTHON) .ci/site_links.py build/site
 
 bench:
 	mkdir -p build
