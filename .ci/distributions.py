@@ -18,7 +18,7 @@ NO_SOURCE = {"__pycache__", "build", "dist", "certunlearn.egg-info", ".git"}
 
 
 def project_files():
-    """Paths of the files that belong to the project: what Git knows, or all in a copy without it."""
+    """Paths of the project's files: those that Git knows, or all in a copy without it."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
         return {path for path in listed.stdout.splitlines() if (ROOT / path).exists()}

@@ -78,6 +78,7 @@ def test_there_is_code_on_the_pages_that_teach():
     assert named == {
         "CONTRIBUTING.md",
         *(f"docs/{name}.md" for name in ("accountants", "exact", "guarantee", "loops", "methods")),
+        "docs/certificate-format.md",
     }
 
 

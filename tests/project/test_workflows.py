@@ -136,3 +136,14 @@ def test_issues_have_templates():
         assert all(part["type"] in ("markdown", "textarea") for part in form["body"])
     assert "SECURITY.md" in (folder / "unsound-certificate.md").read_text()
     assert (ROOT / ".github" / "pull_request_template.md").exists()
+
+
+def test_the_page_on_installing_knows_extras_and_versions():
+    page = (ROOT / "docs" / "installing.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert set(named) == set(PROJECT["optional-dependencies"])
+    python, jax, numpy = re.search(
+        r"Python ([\d.]+) or.* JAX ([\d.]+) and NumPy ([\d.]+) among", page, re.DOTALL
+    ).groups()
+    assert f">={python}" == PROJECT["requires-python"]
+    assert {f"jax>={jax}", f"numpy>={numpy}"} <= set(PROJECT["dependencies"])
