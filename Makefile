@@ -1,19 +1,29 @@
 # The commands of the house. `make` alone lists them.
 PYTHON ?= python
 
-.PHONY: help setup test slow lint docs site bench
+.PHONY: help setup setup-lowest setup-newest test slow lint docs site dist bench
 
 help:
 	@echo "make setup   install the package with all that tests need"
+	@echo "make setup-lowest, make setup-newest   the same with the lowest or newest versions allowed"
 	@echo "make test    tests and doctests, without the slow ones"
 	@echo "make slow    the slow tests"
 	@echo "make lint    ruff, its formatter, mypy"
 	@echo "make docs    every code block of the documentation, and the notebooks"
+	@echo "make dist    wheel and source distribution, checked (needs the extra release)"
 	@echo "make site    the documentation as a site, in build/site (needs the extra docs)"
 	@echo "make bench   one benchmark, quickly; prints the commands of the others"
 
 setup:
 	$(PYTHON) -m pip install -e ".[test]"
+
+setup-lowest:
+	mkdir -p build
+	$(PYTHON) .ci/lowest.py >build/lowest.txt
+	$(PYTHON) -m pip install -e ".[test]" -c build/lowest.txt
+
+setup-newest:
+	$(PYTHON) -m pip install --upgrade --upgrade-strategy eager -e ".[test]"
 
 test:
 	$(PYTHON) -m pytest -q
@@ -29,6 +39,12 @@ lint:
 docs:
 	$(PYTHON) -m pytest -q -m "slow or not slow" tests/project/test_readme.py tests/project/test_docs.py
 	$(PYTHON) .ci/notebooks.py
+
+dist:
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+	$(PYTHON) .ci/distributions.py dist
 
 site:
 	$(PYTHON) -m sphinx -q -W --keep-going -E -b html -c docs . build/site

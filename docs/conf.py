@@ -23,9 +23,15 @@ language = "en"
 # The part of the site's side bar that a page stands in. A line is a page or a pattern of pages;
 # whatever matches a pattern is added. A page that stands nowhere is an error.
 NAVIGATION = {
-    "Start here": ["docs/start*", "README", "docs/methods", "docs/choosing*"],
+    "Start here": ["docs/start*", "README", "docs/installing", "docs/methods", "docs/choosing*"],
     "How-to": ["docs/loops", "docs/examples", "docs/exact", "docs/devices", "docs/howto*"],
-    "Concepts": ["docs/guarantee", "docs/concepts*", "docs/accountants", "docs/sharp-edges"],
+    "Concepts": [
+        "docs/guarantee",
+        "docs/certificate-format",
+        "docs/concepts*",
+        "docs/accountants",
+        "docs/sharp-edges",
+    ],
     "Benchmarks": [
         "docs/benchmarks",
         "benchmarks/README",

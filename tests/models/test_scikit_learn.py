@@ -115,6 +115,10 @@ def test_the_regularised_intercept_of_liblinear_is_a_feature():
     np.testing.assert_allclose(same.intercept_, model.intercept_)
 
 
+# Since scikit-learn 1.8 the ratio alone chooses the penalty.
+ELASTIC = {} if LogisticRegression().penalty == "deprecated" else {"penalty": "elasticnet"}
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -122,7 +126,7 @@ def test_the_regularised_intercept_of_liblinear_is_a_feature():
         (Ridge(), "fit_intercept=False.*append_intercept"),
         (LogisticRegression(class_weight="balanced", **PLAIN), "balanced weights"),
         (LogisticRegression(C=np.inf, **PLAIN), "C must be positive and finite"),
-        (LogisticRegression(l1_ratio=0.5, solver="saga", **EXACT), "L2 penalty alone"),
+        (LogisticRegression(l1_ratio=0.5, solver="saga", **ELASTIC, **EXACT), "L2 penalty alone"),
         (Ridge(positive=True, **PLAIN), "positive=False"),
         (Ridge(alpha=0.0, **PLAIN), "alpha must be positive"),
     ],

@@ -78,6 +78,7 @@ def test_there_is_code_on_the_pages_that_teach():
     assert named == {
         "CONTRIBUTING.md",
         *(f"docs/{name}.md" for name in ("accountants", "exact", "guarantee", "loops", "methods")),
+        "docs/certificate-format.md",
     }
 
 
@@ -95,7 +96,7 @@ def test_commands_can_be_typed(code):
     for line in code.splitlines():
         for command in line.split(" && "):
             name, *arguments = shlex.split(command)
-            assert name in ("certunlearn", "make", "openssl", "pip", "pytest")
+            assert name in (".", "certunlearn", "make", "openssl", "pip", "pytest", "python", "uv")
             if name == "certunlearn":
                 cli._parser().parse_args(arguments)  # exits with 2 at an unknown option
             if name == "make":
@@ -308,7 +309,7 @@ def recipes():
     """The recipe of every target of the Makefile, a list of lines."""
     found, target = {}, None
     for line in (ROOT / "Makefile").read_text().splitlines():
-        if named := re.match(r"(\w+):", line):
+        if named := re.match(r"([\w-]+):", line):
             target = found.setdefault(named.group(1), [])
         elif line.startswith("\t"):
             target.append(line.strip())
