@@ -193,6 +193,8 @@ def _demo(args: argparse.Namespace) -> int:
     print(f"\nWrote {', '.join(report.FILES)} to {args.out}. Next:\n")
     certificate, params = args.out / "certificate.json", args.out / "unlearned.npz"
     print(f"  certunlearn verify {certificate} --params {params}")
+    print(f"  certunlearn report {certificate} --params {params} -o {args.out / 'report.html'}")
+    print("  certunlearn advise")
     return 0
 
 
