@@ -217,15 +217,8 @@ def run(
     rows += _unlearned_rows(result.certificate, curve, center_curve, mechanism.steps)
     spare = [jax.random.fold_in(jax.random.key(seed), each) for each in range(3)]
     rows.append(_cheapest_row(net, retain, evaluate, settings, rows[-1], spare[:2], say))
-    say("deleting from linear heads on public random features")
-    heads = linear_heads.rows(
-        {"test": dataset.test, "retain": retain, "forget": forget},
-        PUBLIC_SEED,
-        epsilon=epsilon,
-        delta=delta,
-        key=spare[2],
-    )
-    rows += [Row(**fields) for fields in heads]
+    sets = {"test": dataset.test, "retain": retain, "forget": forget}
+    rows += _linear_rows(sets, epsilon, delta, spare[2], say)
     sizes = {
         "train": len(dataset.train["y"]),
         "retain": len(retain["y"]),
@@ -291,6 +284,19 @@ def _cheapest_row(
             if measured["retain"] >= goal.retain:
                 break
     return Row(name="retrained, stopped when as good", steps=step, certified=(0, 0), **measured)
+
+
+def _linear_rows(
+    sets: dict[str, data_lib.Examples],
+    epsilon: float,
+    delta: float,
+    key: jax.Array,
+    say: Callable[[str], object],
+) -> list[Row]:
+    """The rows of the linear heads, after the same deletion."""
+    say("deleting from linear heads on public random features")
+    heads = linear_heads.rows(sets, PUBLIC_SEED, epsilon=epsilon, delta=delta, key=key)
+    return [Row(**fields) for fields in heads]
 
 
 def _unlearned_rows(
