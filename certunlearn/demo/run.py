@@ -219,12 +219,8 @@ def run(
     rows.append(_cheapest_row(net, retain, evaluate, settings, rows[-1], spare[:2], say))
     sets = {"test": dataset.test, "retain": retain, "forget": forget}
     rows += _linear_rows(sets, epsilon, delta, spare[2], say)
-    sizes = {
-        "train": len(dataset.train["y"]),
-        "retain": len(retain["y"]),
-        "forget": len(forget["y"]),
-        "test": len(dataset.test["y"]),
-    }
+    sizes = {"train": len(dataset.train["y"])}
+    sizes |= {name: len(sets[name]["y"]) for name in ("retain", "forget", "test")}
     return Result(
         dataset=dataset.name,
         seed=seed,
