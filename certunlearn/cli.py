@@ -1,4 +1,4 @@
-"""The command line: `certunlearn advise`, `plan`, `demo`, `verify` and `sign`."""
+"""The command line: `certunlearn advise`, `plan`, `demo`, `verify`, `report` and `sign`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import certunlearn
-from certunlearn import mechanisms, planning, sums
+from certunlearn import mechanisms, planning, reporting, sums
 from certunlearn._numerics import files
 from certunlearn.advice import command_line
 from certunlearn.certificates import Certificate, record_format, signing, verification
@@ -118,6 +118,25 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    # An unreadable file is bad usage (code 2). One that is no certificate has a report (code 1).
+    try:
+        certificate = Certificate.load(args.certificate)
+        params = None if args.params is None else _released(args.params, certificate)
+        verified = verification.verify(certificate, params)
+        report = reporting.report_of(certificate, verified, with_params=params is not None)
+    except (ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        report = reporting.report_of_problem(_line(str(error) or repr(error)))
+    forms = {"html": reporting.to_html, "markdown": reporting.to_markdown}
+    text = forms[args.format](report)
+    if args.output is None:
+        print(text, end="")
+    else:
+        files.write_atomically(args.output, lambda file: file.write(text.encode()))
+        print(_line(f"{report.headline} Wrote {args.output}."))
+    return 0 if report.verified else 1
+
+
 def _released(path: Path, certificate: Certificate) -> dict[str, Any]:
     """The released parameters, if the file is no larger than the certificate lets them be."""
     coverage = certificate.coverage
@@ -174,6 +193,8 @@ def _demo(args: argparse.Namespace) -> int:
     print(f"\nWrote {', '.join(report.FILES)} to {args.out}. Next:\n")
     certificate, params = args.out / "certificate.json", args.out / "unlearned.npz"
     print(f"  certunlearn verify {certificate} --params {params}")
+    print(f"  certunlearn report {certificate} --params {params} -o {args.out / 'report.html'}")
+    print("  certunlearn advise")
     return 0
 
 
@@ -239,6 +260,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the issuer's Ed25519 public key (PEM): the certificate must be signed with its pair",
     )
 
+    _add_report(commands)
+
     sign = commands.add_parser("sign", help="sign a certificate: who issued it can be checked")
     sign.set_defaults(command=_sign)
     sign.add_argument(
@@ -252,6 +275,24 @@ def _parser() -> argparse.ArgumentParser:
         help="Ed25519 private key (PEM), as from: openssl genpkey -algorithm ed25519",
     )
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write a certificate for people: a web page, or a section of a model card",
+        description="Verifies a certificate and writes what it says for people. The exit code is "
+        "1, and the first line says so, if it does not verify.",
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("certificate", type=Path, help="certificate.json")
+    report.add_argument("--params", type=Path, metavar="FILE", help=".npz of the released model")
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="file to write (default: print it)"
+    )
+    report.add_argument(
+        "--format", choices=("html", "markdown"), default="html", help="default: html"
+    )
 
 
 def _add_plan(commands: Any) -> None:

@@ -34,6 +34,7 @@ ROOMS = (
     "models",
     "solvers",
     "certificates",
+    "reporting",
     "unlearning",
     "convex",
     "exact",

@@ -1,7 +1,7 @@
 """The demo's network, its loss, its training without privacy, and what is measured on it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,14 @@ from certunlearn.unlearning.leaf_split import Split
 from certunlearn.unlearning.model_loss import Loss
 
 CLASSES = 10
+
+
+class LinearHead:
+    """Outputs that are linear in the examples, which are features."""
+
+    def apply(self, params: ArrayTree, x: jax.Array | np.ndarray) -> jax.Array:
+        """Outputs `[n, 10]` of features `[n, d]` and params `[d, 10]`."""
+        return jnp.matmul(x, jnp.asarray(params))
 
 
 class MLP(nn.Module):
@@ -38,7 +46,9 @@ def init(net: MLP, seed: int | jax.Array, pixels: int) -> ArrayTree:
     return net.init(key, jnp.zeros((1, pixels)))
 
 
-def losses(net: MLP, params: ArrayTree, batch: Examples) -> tuple[jax.Array, jax.Array]:
+def losses(
+    net: MLP | LinearHead, params: ArrayTree, batch: Examples
+) -> tuple[jax.Array, jax.Array]:
     """Each example's cross-entropy, and whether it is classified correctly.
 
     Written as softplus(log-sum-exp of the other logits - the label's logit), which does not round
@@ -68,18 +78,32 @@ def train(
     advance: Callable[[int], object] = lambda count: None,
 ) -> ArrayTree:
     """Trains without noise, in the loop that `unlearn` fine-tunes with."""
-    loss = Loss.of(functools.partial(mean_loss, net), Split.make(params))
-    one = steps_lib.noiseless_step(loss, optimizer, key)
-    planned = data_feeds.Steps(key=key, batch_size=batch_size, first=0, stop=steps)
-    calls = data_feeds.feed_of(data).calls(planned)
-    for trained, _ in steps_lib.finetuning_steps(one, optimizer, params, calls):
+    for trained in training(net, params, data, optimizer, steps, batch_size, key):
         params = trained
         advance(1)
     return params
 
 
+def training(
+    net: MLP,
+    params: ArrayTree,
+    data: Examples,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int,
+    key: jax.Array,
+) -> Iterator[ArrayTree]:
+    """The parameters after every step of `train`, so that it can be stopped early."""
+    loss = Loss.of(functools.partial(mean_loss, net), Split.make(params))
+    one = steps_lib.noiseless_step(loss, optimizer, key)
+    planned = data_feeds.Steps(key=key, batch_size=batch_size, first=0, stop=steps)
+    calls = data_feeds.feed_of(data).calls(planned)
+    for trained, _ in steps_lib.finetuning_steps(one, optimizer, params, calls):
+        yield trained
+
+
 def evaluator(
-    net: MLP, test: Examples, retain: Examples, forget: Examples, reference: ArrayTree
+    net: MLP | LinearHead, test: Examples, retain: Examples, forget: Examples, reference: ArrayTree
 ) -> Callable[[ArrayTree], dict[str, float]]:
     """A function from parameters to what is measured on them.
 

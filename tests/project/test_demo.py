@@ -18,6 +18,9 @@ NAMES = [
     "started from the centre",
     "unlearned, after the noisy phase",
     "unlearned and fine-tuned",
+    "retrained, stopped when as good",
+    "linear: exact head",
+    "linear: certified minimiser",
 ]
 
 
@@ -107,7 +110,7 @@ def check_files(folder, noisy_steps, total_steps):
     results = json.loads((folder / "results.json").read_text())
     rows = results["rows"]
     assert [row["name"] for row in rows] == NAMES
-    original, retrained, centre, noisy, unlearned = rows
+    original, retrained, centre, noisy, unlearned, cheapest, exact, minimizer = rows
     assert original["forget"] > 0.99
     assert retrained["steps"] == centre["steps"] == unlearned["steps"] == total_steps
     assert noisy["steps"] == noisy_steps
@@ -120,7 +123,12 @@ def check_files(folder, noisy_steps, total_steps):
     assert unlearned["test"] >= retrained["test"] - 0.02
     assert 0 < noisy["seconds"] < unlearned["seconds"]
     assert original["auc"] > max(retrained["auc"], unlearned["auc"])
-    for row in (retrained, centre, unlearned):
+    assert cheapest["certified"] == exact["certified"] == [0, 0]
+    assert cheapest["retain"] >= unlearned["retain"] or cheapest["steps"] == total_steps
+    assert cheapest["steps"] <= total_steps
+    assert 0.97 < minimizer["certified"][0] <= 1.0
+    assert 0 < exact["seconds"] < minimizer["seconds"]
+    for row in (retrained, centre, unlearned, cheapest, exact, minimizer):
         assert abs(row["auc"] - 0.5) < 4 * results["auc_error"]
     table = (folder / "table.md").read_text()
     assert all(f"| {name} " in table for name in NAMES)
@@ -141,9 +149,10 @@ def test_digits_end_to_end_from_the_command_line(tmp_path, capsys):
     assert f"between {results['epsilon_lower_bound']:.4g} (an attack reaches it) and" in words
     assert "Not promised: that the old accuracy is kept" in printed
     assert "leave key=None" in printed
-    next_command = printed.strip().splitlines()[-1].split()
-    assert next_command[:2] == ["certunlearn", "verify"]
-    assert cli.main(next_command[1:]) == 0
+    commands = [line.split() for line in printed.strip().splitlines()[-3:]]
+    assert [words[1] for words in commands] == ["verify", "report", "advise"]
+    assert all(words[0] == "certunlearn" and cli.main(words[1:]) == 0 for words in commands)
+    assert (tmp_path / "new" / "out" / "report.html").exists()
 
 
 def run_short():
@@ -152,7 +161,7 @@ def run_short():
     )
     said = []
     result = run.run(data.digits(1), settings, epsilon=2.0, delta=1e-6, seed=1, say=said.append)
-    assert len(said) == 5
+    assert len(said) == 7
     return result
 
 
@@ -197,7 +206,7 @@ def test_table_lines_are_aligned(short):
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 2 + len(NAMES)
     assert "0, 0 (never saw it)" in lines[3]
-    assert f"{short.certificate.epsilon:.4g}, 1e-06" in lines[-1]
+    assert f"{short.certificate.epsilon:.4g}, 1e-06" in lines[6]
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import certunlearn as cu
+
 ROOT = Path(__file__).parents[2]
+MOST_LINES = 80
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 PAGE = (ROOT / "docs" / "examples.md").read_text()
 
@@ -16,13 +19,16 @@ PAGE = (ROOT / "docs" / "examples.md").read_text()
 @pytest.mark.slow
 def test_the_script_runs_and_what_it_asserts_holds(script, capsys):
     found = runpy.run_path(str(script), run_name="__main__")
-    assert found["certificate"].steps_run == found["mechanism"].steps
+    certificate = found["certificate"]
+    assert certificate.steps_run == certificate.mechanism.get("steps", 0)
+    assert cu.verify(certificate)
     assert "epsilon" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_page_shows_the_script(script):
     text = script.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
     sections = [part for part in PAGE.split("\n## ")[1:] if f"](../examples/{script.name})" in part]
     assert len(sections) == 1
     shown = re.findall(r"```py\n(.*?)\n```", sections[0], re.DOTALL)
