@@ -24,6 +24,9 @@ PUBLIC_SEED = 2025
 
 FORGET_FRACTION = 0.1
 
+# The rates that the cheapest retraining is tried with, in times `Settings.learning_rate`.
+RETRAINING_RATES = (1, 3, 10)
+
 # What is measured on the parameters after some steps: (step, {name: number}).
 Curve = Sequence[tuple[int, dict[str, float]]]
 
@@ -267,19 +270,26 @@ def _cheapest_row(
     keys: Sequence[jax.Array],
     say: Callable[[str], object],
 ) -> Row:
-    """Retraining that stops once it fits the retain data as well as the unlearned model does."""
+    """Retraining that stops once it fits the retain data as well as the unlearned model does.
+
+    The fewest steps over `RETRAINING_RATES`; the other rates' steps are not counted.
+    """
     say("retraining until it is as accurate on retain data")
-    steps, watch = goal.steps, _Watch(evaluate)
     start = network.init(net, keys[0], retain["x"].shape[1])
-    optimizer, size = optax.adam(settings.learning_rate), settings.batch_size
-    every = settings.evaluate_every
-    models = network.training(net, start, retain, optimizer, steps, size, keys[1])
-    for step, params in enumerate(models, 1):
-        if step % every == 0 or step == steps:
-            measured = watch(params)
-            if measured["retain"] >= goal.retain:
-                break
-    return Row(name="retrained, stopped when as good", steps=step, certified=(0, 0), **measured)
+    steps, kept = goal.steps, None
+    for times in RETRAINING_RATES:
+        optimizer, watch = optax.adam(times * settings.learning_rate), _Watch(evaluate)
+        models = network.training(
+            net, start, retain, optimizer, steps, settings.batch_size, keys[1]
+        )
+        for step, params in enumerate(models, 1):
+            if step % settings.evaluate_every == 0 or step == steps:
+                measured = watch(params)
+                if measured["retain"] >= goal.retain:
+                    break
+        if kept is None or (measured["retain"] >= goal.retain and step < steps):
+            kept, steps = measured, step
+    return Row(name="retrained, stopped when as good", steps=steps, certified=(0, 0), **kept)
 
 
 def _linear_rows(
