@@ -276,7 +276,7 @@ def _cheapest_row(
     """
     say("retraining until it is as accurate on retain data")
     start = network.init(net, keys[0], retain["x"].shape[1])
-    steps, kept = goal.steps, None
+    steps, kept = goal.steps, dict[str, float]()
     for times in RETRAINING_RATES:
         optimizer, watch = optax.adam(times * settings.learning_rate), _Watch(evaluate)
         models = network.training(
@@ -287,7 +287,7 @@ def _cheapest_row(
                 measured = watch(params)
                 if measured["retain"] >= goal.retain:
                     break
-        if kept is None or (measured["retain"] >= goal.retain and step < steps):
+        if not kept or (measured["retain"] >= goal.retain and step < steps):
             kept, steps = measured, step
     return Row(name="retrained, stopped when as good", steps=steps, certified=(0, 0), **kept)
 
