@@ -8,7 +8,6 @@ import re
 import pytest
 
 import certunlearn as cu
-from benchmarks import true_epsilons
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
@@ -16,7 +15,15 @@ WORDS = " ".join(PAGE.split())
 RECORD = json.loads((ROOT / "benchmarks" / "true-epsilons" / "results.json").read_text())
 
 
-def test_the_table_is_what_the_record_gives_and_the_page_quotes_it():
+@pytest.fixture
+def true_epsilons(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import true_epsilons
+
+    return true_epsilons
+
+
+def test_the_table_is_what_the_record_gives_and_the_page_quotes_it(true_epsilons):
     table = true_epsilons.table(RECORD)
     assert table == (ROOT / "benchmarks" / "true-epsilons" / "table.md").read_text()
     assert "\n".join(line for line in table.splitlines() if line.startswith("|")) in PAGE
@@ -42,8 +49,8 @@ def test_the_attack_is_below_what_is_certified_and_theorems_hold_here():
         assert (row["attack"] > row["claimed"]) == ("code" in row["source"])
 
 
-@pytest.mark.parametrize("source", list(true_epsilons.SOURCES))
-def test_formulas_are_those_of_the_closed_form(source):
+@pytest.mark.parametrize("source", sorted({row["source"] for row in RECORD["rows"]}))
+def test_formulas_are_those_of_the_closed_form(true_epsilons, source):
     mechanism, formula = true_epsilons.SOURCES[source]
     delta = true_epsilons.DELTA
     theorem = cu.noise_scale(mechanism, epsilon=1.0, delta=delta, accountant="closed-form")
