@@ -79,6 +79,7 @@ def test_there_is_code_on_the_pages_that_teach():
         "CONTRIBUTING.md",
         *(f"docs/{name}.md" for name in ("accountants", "exact", "guarantee", "loops", "methods")),
         "docs/certificate-format.md",
+        "docs/start.md",
     }
 
 
