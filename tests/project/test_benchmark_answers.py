@@ -58,7 +58,7 @@ def test_published_noise():
     ratios = [
         row["noise_scale"] / row["least_noise_scale"] for row in ones if "theorem" in row["source"]
     ]
-    wanted = [f"{attack:.2f}", "1", f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
+    wanted = ["1", f"{attack:.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
     assert numbers(answer("What does published")) == wanted
 
 
