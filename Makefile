@@ -59,6 +59,7 @@ bench:
 	@echo "  $(PYTHON) -m benchmarks.scaling"
 	@echo "  $(PYTHON) benchmarks/coupling_grid.py"
 	@echo "  $(PYTHON) benchmarks/true_epsilons.py"
+	@echo "  $(PYTHON) benchmarks/forgetting.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
 	@echo "  $(PYTHON) benchmarks/coupling_mnist.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
 	@echo "  $(PYTHON) -m benchmarks.deletion    (needs CERTUNLEARN_DATA_DIR, a folder with cifar10/)"
 	@echo "  certunlearn demo --out benchmarks/demo-digits"

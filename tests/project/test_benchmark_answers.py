@@ -51,6 +51,15 @@ def test_deletion():
                 assert float(mean) + float(error) >= 100
 
 
+def test_forgetting():
+    found = record("forgetting/results.json")
+    areas = [
+        np.mean([run["auc"] for run in found["models"][name]]) for name in ("original", "unlearned")
+    ]
+    wanted = [f"{each:.3f}" for each in (*areas, found["game"]["bound"])]
+    assert numbers(answer("Does it forget")) == [*wanted, "1"]
+
+
 def test_published_noise():
     rows = record("true-epsilons/results.json")["rows"]
     ones = [row for row in rows if row["claimed"] == 1]

@@ -334,7 +334,7 @@ def test_every_make_target_names_files_that_exist():
 
 def test_every_benchmark_is_named():
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-    assert len(scripts) == 6
+    assert len(scripts) == 7
     for text in (" ".join(recipes()["bench"]), TEXTS["docs/benchmarks.md"]):
         assert scripts <= set(re.findall(r"(?:benchmarks/|-m benchmarks\.)(\w+)", text))
 

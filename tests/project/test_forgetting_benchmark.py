@@ -1,0 +1,64 @@
+"""The benchmark of forgetting: its bound on epsilon is true and can find fault; its record."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import certunlearn as cu
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def forgetting(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import forgetting
+
+    return forgetting
+
+
+@pytest.mark.slow
+def test_the_bound_stays_below_the_certificate_and_exceeds_it_with_too_little_noise(forgetting):
+    record = json.loads((ROOT / "benchmarks" / "forgetting" / "results.json").read_text())
+    scale = record["game"]["noise_scale"]
+    assert cu.epsilon(forgetting.GAME, noise_scale=scale, delta=forgetting.DELTA) <= 1.0
+    assert 0.5 < forgetting.lower_bound(scale, jax.random.key(7), trials=20_000) <= 1.0
+    assert forgetting.lower_bound(0.7 * scale, jax.random.key(8), trials=20_000) > 1.0
+
+
+def test_the_attack_knows_members_where_they_differ(forgetting):
+    rng = np.random.default_rng(0)
+    members = rng.random((32, 1000)) < 0.5
+    shadow = rng.normal(size=(32, 1000)) + members
+    inside = np.arange(1000) < 500
+    for shift in (0.0, 1.0):
+        seen = rng.normal(size=1000) + shift * inside
+        ratio = forgetting.scores(seen, shadow, members)
+        found = forgetting.attack(ratio[inside], ratio[~inside])
+        # Two normal distributions one standard deviation apart: Phi(1 / sqrt(2)) = 0.760. Means of
+        # sixteen shadow models each cost a little of it.
+        assert found["auc"] == pytest.approx(0.76 if shift else 0.5, abs=0.06)
+        assert found["tpr"] < 0.2 if shift else found["tpr"] < 0.05
+
+
+def test_the_record(forgetting):
+    folder = ROOT / "benchmarks" / "forgetting"
+    record = json.loads((folder / "results.json").read_text())
+    table = forgetting.table(record)
+    assert table == (folder / "table.md").read_text()
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert "\n".join(line for line in table.splitlines() if line.startswith("|")) in page
+    game = record["game"]
+    assert game["bound"] <= game["certified"]
+    assert f"at least {game['bound']:.3f}" in " ".join(page.split())
+    assert record["shadows"] >= 16
+    areas = {name: [run["auc"] for run in runs] for name, runs in record["models"].items()}
+    mean, error = {}, {}
+    for name, values in areas.items():
+        mean[name], error[name] = np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5
+    assert mean["original"] > 0.5 + 4 * error["original"]  # the attack works
+    for name in ("retrained", "from the centre", "unlearned"):
+        assert mean[name] < 0.5 + 3 * error[name]
