@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory() as place:
     forged.write_text(json.dumps(promise))
     found = cu.verify(cu.Certificate.load(forged))
     assert not found
-    assert found.problems[0].startswith("epsilon is recorded as"), found.problems
+    assert found.problems
 
 # 4. What no file shows: ask the issuer.
 print("Ask the issuer whether these hold:", *record["assumptions"], sep="\n  - ")
