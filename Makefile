@@ -64,3 +64,4 @@ bench:
 	@echo "  $(PYTHON) -m benchmarks.deletion    (needs CERTUNLEARN_DATA_DIR, a folder with cifar10/)"
 	@echo "  certunlearn demo --out benchmarks/demo-digits"
 	@echo "  certunlearn demo --dataset mnist --out benchmarks/demo-mnist"
+	@echo "  certunlearn demo --dataset cifar10 --out benchmarks/demo-cifar10"

@@ -14,8 +14,9 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +25,25 @@ import optax
 import scipy.stats
 
 import certunlearn as cu
-from certunlearn.demo import data, network
+from certunlearn._numerics.safe_rounding import rounded_down
+from certunlearn.demo import data, linear_heads, membership, network
 
 POOL, FORGET, SHADOWS, TARGETS = 1000, 50, 32, 16
 TRAIN_STEPS, RATE, PIXELS = 1000, 3e-3, 784
 EPSILON, DELTA = 1.0, 1e-5
-NET = network.MLP(5)
-MODELS = ("original", "retrained", "from the centre", "unlearned")
+NET, HEAD = network.MLP(5), network.LinearHead()
+RIDGE_L2 = 1e-4
+PUBLIC_SEED = 2025  # of the centre and of the random features
 # The game of the lower bound: two runs that pull apart as far as the mechanism allows.
 GAME = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.1, steps=10)
+MECHANISM = cu.GradientClipping(init_radius=0.01, clip_norm=1.0, learning_rate=1e-4, steps=100)
 TRIALS, ERROR = 40_000, 0.05
 
 
-def margins(params: Any, examples: Any) -> jax.Array:
-    """The logits of the labels' probabilities."""
-    logits = NET.apply(params, examples["x"])
-    is_label = jax.nn.one_hot(examples["y"], network.CLASSES, dtype=bool)
-    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
-    return jnp.sum(logits, axis=-1, where=is_label) - others
+@functools.partial(jax.jit, static_argnums=0)
+def margins(net: Any, params: Any, examples: Any) -> jax.Array:
+    """Of each example: the attack looks at nothing else of a model."""
+    return network.margins(net.apply(params, examples["x"]), examples["y"])
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -51,7 +53,7 @@ def trained(keys: jax.Array, members: jax.Array, pool: Any, steps: int) -> Any:
 
     def one(key: jax.Array, member: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            return jnp.sum(member * jax.nn.softplus(-margins(params, pool))) / jnp.sum(member)
+            return jnp.sum(member * network.losses(NET, params, pool)[0]) / jnp.sum(member)
 
         def step(carry: Any, _: None) -> Any:
             params, state = carry
@@ -81,8 +83,8 @@ def scores(seen: np.ndarray, shadow: np.ndarray, members: np.ndarray) -> np.ndar
 
 def attack(member: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """The area under the ROC curve, and the true positive rate at 1% false positives."""
-    above = np.mean(member[:, None] > other) + 0.5 * np.mean(member[:, None] == other)
-    return {"auc": float(above), "tpr": float(np.mean(member > np.quantile(other, 0.99)))}
+    area = membership.auc(-member, -other)
+    return {"auc": area, "tpr": float(np.mean(member > np.quantile(other, 0.99)))}
 
 
 def statistics(noise_scale: float, key: jax.Array, trials: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,15 +128,13 @@ def lower_bound(noise_scale: float, key: jax.Array, trials: int = TRIALS) -> flo
     return max(0.0, bound(best, slice(half, None)))
 
 
-def unlearned(
-    start: Any, kept: Any, center: Any, mechanism: cu.Mechanism, noise_scale: float, seed: int
-) -> Any:
+def unlearned(start: Any, kept: Any, center: Any, noise_scale: float, seed: int) -> Any:
     """What the certified run releases. Its key is known: fit for an experiment only."""
     return cu.unlearn(
         functools.partial(network.mean_loss, NET),
         start,
         kept,
-        mechanism,
+        MECHANISM,
         noise_scale=noise_scale,
         delta=DELTA,
         batch_size=len(kept["y"]),
@@ -145,73 +145,116 @@ def unlearned(
     ).params
 
 
-def attacked(pool: Any, test: Any, seed: int) -> dict[str, Any]:
-    """What the attack finds on each kind of model, one number a target, and test accuracies."""
-    rng = np.random.default_rng(seed)
+class Lots(NamedTuple):
+    """Which rows of the pool each model is trained on.
+
+    Attributes:
+      shadows: bool `[SHADOWS, POOL]`.
+      targets: bool `[TARGETS, POOL]`.
+      retain: the same without the rows to forget.
+    """
+
+    shadows: np.ndarray
+    targets: np.ndarray
+    retain: np.ndarray
+
+
+def drawn(rng: np.random.Generator) -> Lots:
+    """A random half of the pool for each model, and `FORGET` of a target's rows to forget."""
     members = rng.permuted(np.tile(np.arange(POOL) < POOL // 2, (SHADOWS + TARGETS, 1)), axis=1)
-    forget = [rng.choice(np.flatnonzero(row), FORGET, replace=False) for row in members[SHADOWS:]]
     retain = members[SHADOWS:].copy()
-    for row, left_out in zip(retain, forget, strict=True):
-        row[left_out] = False
-    rows = np.concatenate([members, retain])
-    keys = jax.random.split(jax.random.key(seed), len(rows))
-    models = trained(keys, rows.astype(np.float32), pool, TRAIN_STEPS)
-    pick = lambda index: jax.tree.map(lambda leaf: leaf[index], models)  # noqa: E731
-    see = jax.jit(margins)
-    shadow = np.stack([see(pick(index), pool) for index in range(SHADOWS)])
-    center = network.init(NET, 2025, PIXELS)
-    radius = 0.01
-    mechanism = cu.GradientClipping(
-        init_radius=radius, clip_norm=1.0, learning_rate=radius / 100, steps=100
+    for row in retain:
+        row[rng.choice(np.flatnonzero(row), FORGET, replace=False)] = False
+    return Lots(members[:SHADOWS], members[SHADOWS:], retain)
+
+
+def networks(pool: Any, lots: Lots, seed: int, noise_scale: float) -> Iterator[Any]:
+    """The shadow networks, then of each target its models by name."""
+    rows = np.concatenate(lots)
+    models = trained(
+        jax.random.split(jax.random.key(seed), len(rows)),
+        rows.astype(np.float32),
+        pool,
+        TRAIN_STEPS,
     )
-    scale = cu.noise_scale(mechanism, epsilon=EPSILON, delta=DELTA)
-    found: dict[str, Any] = {name: [] for name in MODELS}
+    pick = lambda index: jax.tree.map(lambda leaf: leaf[index], models)  # noqa: E731
+    yield [pick(index) for index in range(SHADOWS)]
+    center = network.init(NET, PUBLIC_SEED, PIXELS)
     for index in range(TARGETS):
-        kept = data.take(pool, np.flatnonzero(retain[index]))
-        original = pick(SHADOWS + index)
         run = functools.partial(
-            unlearned, kept=kept, center=center, mechanism=mechanism, noise_scale=scale
+            unlearned,
+            kept=data.take(pool, np.flatnonzero(lots.retain[index])),
+            center=center,
+            noise_scale=noise_scale,
         )
-        released = {
+        original = pick(SHADOWS + index)
+        yield {
             "original": original,
             "retrained": pick(SHADOWS + TARGETS + index),
             "from the centre": run(center, seed=2 * index),
             "unlearned": run(original, seed=2 * index + 1),
         }
-        outside = ~members[SHADOWS + index]
+
+
+def heads(pool: Any, lots: Lots) -> Iterator[Any]:
+    """The same for exact heads on public features: rows are subtracted from the sums."""
+
+    def sums(member: np.ndarray) -> Any:
+        rows = data.take(pool, np.flatnonzero(member))
+        return cu.exact.collect(rows["x"], rows["y"], feature_norm=1.0, classes=network.CLASSES)
+
+    solved = functools.partial(cu.exact.ridge, l2=RIDGE_L2)
+    yield [solved(sums(member)) for member in lots.shadows]
+    for member, kept in zip(lots.targets, lots.retain, strict=True):
+        forget = data.take(pool, np.flatnonzero(member & ~kept))
+        stats = sums(member)
+        yield {
+            "exact head, original": solved(stats),
+            "exact head, unlearned": solved(cu.exact.remove(stats, forget["x"], forget["y"])),
+        }
+
+
+def attacked(net: Any, models: Iterator[Any], pool: Any, test: Any, lots: Lots) -> dict[str, Any]:
+    """By kind of model a list, one entry a target: what the attack finds, and test accuracy."""
+    shadow = np.stack([margins(net, params, pool) for params in next(models)])
+    accuracy = jax.jit(lambda params, test: jnp.mean(network.losses(net, params, test)[1]))
+    found: dict[str, Any] = {}
+    for released, member, kept in zip(models, lots.targets, lots.retain, strict=True):
         for name, params in released.items():
-            ratio = scores(np.asarray(see(params, pool)), shadow, members[:SHADOWS])
-            correct = float(np.mean(np.asarray(see(params, test)) > 0))
-            found[name].append(
-                {**attack(ratio[forget[index]], ratio[outside]), "confident": correct}
-            )
-        print(index, {name: each[-1] for name, each in found.items()}, flush=True)
-    return {"noise_scale": scale, "models": found}
+            seen = np.asarray(margins(net, params, pool))
+            ratio = scores(seen, shadow, lots.shadows)
+            success = attack(ratio[member & ~kept], ratio[~member])
+            found.setdefault(name, []).append({**success, "test": float(accuracy(params, test))})
+        print({name: runs[-1] for name, runs in found.items()}, flush=True)
+    return found
 
 
 def table(record: dict[str, Any]) -> str:
     """The attack's success by model, and the bound."""
     lines = [
-        "| model | AUC | true positives at 1% false positives |",
-        "| --- | ---: | ---: |",
+        "# Does it forget?",
+        "",
+        "| model | AUC | true positives at 1% false positives | test accuracy |",
+        "| --- | ---: | ---: | ---: |",
     ]
     for name, runs in record["models"].items():
         cells = []
-        for what, digits in (("auc", 3), ("tpr", 1)):
-            values = np.array([each[what] for each in runs]) * (100 if what == "tpr" else 1)
+        for what, digits, unit in (("auc", 3, ""), ("tpr", 1, "%"), ("test", 1, "%")):
+            values = np.array([each[what] for each in runs]) * (100 if unit else 1)
             error = values.std(ddof=1) / len(values) ** 0.5
-            unit = "%" if what == "tpr" else ""
             cells.append(f"{values.mean():.{digits}f}{unit} +- {error:.{digits}f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     game = record["game"]
     said = (
         f"LiRA with {record['shadows']} shadow models on MNIST, a network of 3,985 parameters, "
         f"{record['pool']} images in the pool: examples that {record['forget']} of "
-        f"{record['pool'] // 2} training images were to forget, against those never seen. AUC 0.5 "
+        f"{record['pool'] // 2} training images were to forget, against those never seen. Exact "
+        f"heads are linear, on 128 public random features, with shadow heads of their own. AUC 0.5 "
         f"is chance. Means over {record['targets']} models +- standard errors.\n\n"
         f"From {game['trials']:,} runs of each of two worlds that pull apart, at the noise of a "
-        f"certified {game['certified']:g}: epsilon is at least {game['bound']:.3f}, with "
-        f"confidence {1 - game['error']:.0%} (Clopper-Pearson)."
+        f"certified {game['certified']:g}: epsilon is at least "
+        f"{rounded_down(game['bound'], 3)}, with confidence {1 - game['error']:.0%} "
+        "(Clopper-Pearson)."
     )
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return "\n".join([*lines, "", said, "", f"{record['device']}, {packages}.", ""])
@@ -230,6 +273,13 @@ def main() -> None:
     print("lower bound", bound, flush=True)
     mnist = data.load("mnist", os.environ.get("CERTUNLEARN_DATA_DIR"), args.seed)
     chosen = np.random.default_rng(args.seed).choice(len(mnist.train["y"]), POOL, replace=False)
+    pool = data.take(mnist.train, chosen)
+    lots = drawn(np.random.default_rng(args.seed))
+    noise = cu.noise_scale(MECHANISM, epsilon=EPSILON, delta=DELTA)
+    features = linear_heads.random_features(PUBLIC_SEED, {"retain": pool, "test": mnist.test})
+    models = attacked(NET, networks(pool, lots, args.seed, noise), pool, mnist.test, lots)
+    rows = features["retain"]
+    models |= attacked(HEAD, heads(rows, lots), rows, features["test"], lots)
     names = ("certunlearn", "jax", "flax", "optax", "numpy", "scipy")
     record = {
         "command": "python benchmarks/forgetting.py",
@@ -248,7 +298,8 @@ def main() -> None:
             "certified": EPSILON,
             "bound": bound,
         },
-        **attacked(data.take(mnist.train, chosen), mnist.test, args.seed),
+        "noise_scale": noise,
+        "models": models,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

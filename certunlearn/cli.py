@@ -1,6 +1,7 @@
 """The command line: `certunlearn advise`, `plan`, `demo`, `verify`, `report` and `sign`."""
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -177,14 +178,15 @@ def _demo(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed must be from 0 to 2**32 - 1, got {args.seed}")
     args.out.mkdir(parents=True, exist_ok=True)  # before the work, so that an error comes early
     watched = sys.stderr.isatty()
-    dataset = data.load(args.dataset, args.data_dir, args.seed, progress=watched)
+    say = functools.partial(print, flush=True)
+    dataset = data.load(args.dataset, args.data_dir, args.seed, progress=watched, say=say)
     result = run.run(
         dataset,
         run.SETTINGS[args.dataset],
         epsilon=args.epsilon,
         delta=args.delta,
         seed=args.seed,
-        say=lambda text: print(text, flush=True),
+        say=say,
         progress=watched,
     )
     report.write(result, args.out)
@@ -231,12 +233,12 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train a small network and make it forget")
     demo.set_defaults(command=_demo)
-    demo.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
+    demo.add_argument("--dataset", choices=("digits", "mnist", "cifar10"), default="digits")
     demo.add_argument(
         "--data-dir",
         type=Path,
         default=os.environ.get("CERTUNLEARN_DATA_DIR") or None,
-        help="folder that holds mnist/ (default: $CERTUNLEARN_DATA_DIR, else the public hub)",
+        help="folder of mnist/ or cifar10/ (default: $CERTUNLEARN_DATA_DIR, else the public hub)",
     )
     demo.add_argument("--epsilon", type=float, default=1.0, help="default: 1")
     demo.add_argument("--delta", type=float, default=1e-5, help="default: 1e-5")

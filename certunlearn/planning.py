@@ -9,6 +9,7 @@ import numpy as np
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import checks
+from certunlearn._numerics.safe_rounding import rounded_down, rounded_up
 from certunlearn.mechanisms import Mechanism, Separations, base
 
 # What a plan takes where nothing is said: a ball whose noise at epsilon = 1 is about 0.01 in all,
@@ -245,7 +246,7 @@ def to_table(plan: Plan) -> str:
             numbers = [entry.noise_scale, entry.total_noise, entry.total_variation]
             if plan.params is not None:
                 numbers.insert(2, entry.total_noise_norm)
-            cells += ["-" if number is None else f"{number:.6g}" for number in numbers]
+            cells += ["-" if number is None else rounded_up(number, 6) for number in numbers]
             cells.append(_true_epsilon(plan, entry.true_epsilon_at_least))
         lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
     return "\n".join(
@@ -269,7 +270,9 @@ def _true_epsilon(plan: Plan, least: float | None) -> str:
     """Where the true epsilon lies."""
     if plan.mechanism.exact:
         return "0"
-    return "not attacked" if least is None else f"{least:.3g} to {plan.epsilon:.3g}"
+    if least is None:
+        return "not attacked"
+    return f"{rounded_down(least, 3)} to {rounded_up(plan.epsilon, 3)}"
 
 
 def _steps(mechanism: Mechanism) -> str:

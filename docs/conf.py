@@ -26,9 +26,9 @@ NAVIGATION = {
     "Start here": ["docs/start*", "README", "docs/installing", "docs/methods", "docs/choosing*"],
     "How-to": ["docs/loops", "docs/examples", "docs/exact", "docs/devices", "docs/howto*"],
     "Concepts": [
+        "docs/concepts",
         "docs/guarantee",
         "docs/certificate-format",
-        "docs/concepts*",
         "docs/accountants",
         "docs/sharp-edges",
     ],

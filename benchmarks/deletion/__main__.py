@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import threadpoolctl
 
-from benchmarks.deletion import experiment, features, images, report
+from benchmarks.deletion import experiment, features, report
 from benchmarks.deletion.experiment import Plan
 from certunlearn._numerics import files
+from certunlearn.demo import image_halves
 
 WIDTHS, EPOCHS = (32, 64, 128), 7
 QUICK_WIDTHS, QUICK_EPOCHS = (4, 8, 8), 6
@@ -43,12 +44,12 @@ def main() -> None:
     args = parser.parse_args()
     begun = time.perf_counter()
     if args.quick:
-        found = features.make(images.synthetic(2400, 600), QUICK_WIDTHS, QUICK_EPOCHS)
+        found = features.make(image_halves.synthetic(2400, 600), QUICK_WIDTHS, QUICK_EPOCHS)
         plan = QUICK
     else:
         path = (args.cache or features.default_cache()) / f"cifar10-{EPOCHS}.private.npz"
         data = os.environ.get("CERTUNLEARN_DATA_DIR")
-        found = features.cached(path, lambda: images.cifar10(data), WIDTHS, EPOCHS)
+        found = features.cached(path, lambda: image_halves.cifar10(data), WIDTHS, EPOCHS)
         plan = Plan(sizes=tuple(args.sizes))
     made = time.perf_counter() - begun
     # One thread of BLAS: a head's products are too small for more.

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 import certunlearn as cu
-from benchmarks.deletion import costs, deletions, features, images, report, retraining
+from benchmarks.deletion import costs, deletions, features, report, retraining
 from benchmarks.deletion.__main__ import EPOCHS, WIDTHS
 from benchmarks.deletion.features import Split
 from benchmarks.deletion.retraining import Family
 from certunlearn._numerics import files
+from certunlearn.demo import image_halves
 
 SHARDS = (8, 32)
 L2 = (1e-5, 1e-4, 1e-3)  # of the softmax head that steps contract to
@@ -208,7 +209,7 @@ def main() -> None:
     results = json.loads((args.out / "results.json").read_text())
     path = (args.cache or features.default_cache()) / f"cifar10-{EPOCHS}.private.npz"
     data = os.environ.get("CERTUNLEARN_DATA_DIR")
-    everything = features.cached(path, lambda: images.cifar10(data), WIDTHS, EPOCHS)
+    everything = features.cached(path, lambda: image_halves.cifar10(data), WIDTHS, EPOCHS)
     sizes = results["plan"]["sizes"]
     record = {
         "command": "python -m benchmarks.deletion.baselines",

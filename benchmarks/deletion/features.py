@@ -1,5 +1,6 @@
 """Features of every image by the public network, made once and kept in a private folder."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.deletion import network
-from benchmarks.deletion.images import PRIVATE_CLASSES, Halves
 from certunlearn._numerics import files
+from certunlearn.demo import public_network
+from certunlearn.demo.image_halves import PRIVATE_CLASSES, Halves
 
 FEW = 0.02  # of the private half, made public: what a public head can be trained on
 VALIDATION = 0.1  # of the private half, held out for tuning
@@ -62,10 +63,10 @@ def default_cache() -> Path:
 
 def make(images: Halves, widths: tuple[int, ...], epochs: int) -> Features:
     """Trains the public network and applies it to everything."""
-    net = network.Network(widths)
-    params = network.train(net, images.public, epochs)
-    raw = [network.features(net, params, part) for part in images]
-    scaling = network.Scaling.of(raw[0])
+    net = public_network.Network(widths)
+    params = public_network.train(net, images.public, epochs, functools.partial(print, flush=True))
+    raw = [public_network.features(net, params, part) for part in images]
+    scaling = public_network.Scaling.of(raw[0])
     return Features(*(Rows(scaling(x), part.labels) for x, part in zip(raw, images, strict=True)))
 
 

@@ -2,6 +2,7 @@
 
 from chex import ArrayTree
 
+from certunlearn._numerics.safe_rounding import percent_up
 from certunlearn.advice import candidates, for_heads, measurements, situation, wording
 from certunlearn.advice.answers import Advice, Option
 from certunlearn.advice.situation import Situation
@@ -224,7 +225,8 @@ def _for_networks(said: Situation) -> Advice:
     why = [
         f"At ({said.epsilon:g}, {said.delta:g}) nothing, such as reaching your accuracy by a given "
         f"step, is more likely after unlearning than after the same run from the {start}, by more "
-        f"than {limit:.1%}. That is a theorem, for both methods below that use the old model.",
+        f"than {percent_up(limit)}. That is a theorem, for both methods below that use the old "
+        "model.",
         *_what_survives(perturbation, said.noise_share),
         _measured_network(),
     ]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from certunlearn import accounting, mechanisms
+from certunlearn._numerics.safe_rounding import percent_up
 from certunlearn.advice import clipping_search, measurements
 from certunlearn.advice.answers import LayerNoise, NoiseEffect, Option, Survival
 from certunlearn.advice.measurements import RelativeCost
@@ -361,7 +362,7 @@ def _bounded_saving(tv: float) -> str:
     """What the law leaves of a saving, for costs that a budget limits."""
     return (
         f"On average all of it costs at least as much as the same run from the centre, less "
-        f"{tv:.1%} of the budget at which you would stop a run."
+        f"{percent_up(tv)} of the budget at which you would stop a run."
     )
 
 

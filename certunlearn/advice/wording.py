@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from certunlearn._numerics.safe_rounding import percent_up
+
 if TYPE_CHECKING:
     from certunlearn.advice.answers import Advice, Option
 
@@ -64,12 +66,13 @@ def facts(option: "Option") -> Iterator[tuple[str, str]]:
     survival, noise = option.survival, option.noise
     if survival is not None:
         text = (
-            f"no event is more likely than under the reference by more than {survival.tv_limit:.1%}"
+            f"no event is more likely than under the reference by more than "
+            f"{percent_up(survival.tv_limit)}"
         )
         if survival.tv_limit_to_center is not None:
             text += (
                 f", and than for the same run from the centre by more than "
-                f"{survival.tv_limit_to_center:.1%}"
+                f"{percent_up(survival.tv_limit_to_center)}"
             )
         if survival.kept_radius is not None:
             text += f"; the start keeps a norm of {survival.kept_radius:.3g}"

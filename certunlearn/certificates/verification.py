@@ -10,6 +10,7 @@ from chex import ArrayTree
 
 from certunlearn import accounting
 from certunlearn._numerics import checks, files, model_trees
+from certunlearn._numerics.safe_rounding import rounded_down, rounded_up
 from certunlearn.certificates import (
     claims,
     covered_leaves,
@@ -216,18 +217,18 @@ def _params_problems(certificate: Certificate, params: ArrayTree) -> list[str]:
 def interval(certificate: Certificate) -> str:
     """Where the true epsilon lies, for people."""
     if certificate.epsilon_lower_bound is None:
-        return f"at most {certificate.epsilon:.4g} (certified); no lower bound is recorded"
+        return f"at most {rounded_up(certificate.epsilon)} (certified); no lower bound is recorded"
     return (
-        f"between {certificate.epsilon_lower_bound:.4g} (an attack reaches it) and "
-        f"{certificate.epsilon:.4g} (certified)"
+        f"between {rounded_down(certificate.epsilon_lower_bound)} (an attack reaches it) and "
+        f"{rounded_up(certificate.epsilon)} (certified)"
     )
 
 
 def _summary(certificate: Certificate) -> str:
     planned = claims.basis_in(certificate).planned
     claim = (
-        f"({certificate.epsilon:.6g}, {certificate.delta:.6g})-unlearning, reference "
-        f"{certificate.reference!r}, by the {certificate.accountant} accountant"
+        f"({rounded_up(certificate.epsilon, 6)}, {rounded_up(certificate.delta, 6)})-unlearning, "
+        f"reference {certificate.reference!r}, by the {certificate.accountant} accountant"
     )
     covered = certificate.coverage
     lines = [
@@ -273,5 +274,5 @@ def _noisy_lines(certificate: Certificate, planned: Mechanism) -> list[str]:
         f"{planned.steps} steps, then {certificate.finetune_steps} without noise",
         f"noise scale         {noise_text} (standard deviation, parameter units)",
         f"true epsilon        {interval(certificate)}",
-        f"total variation     at most {certificate.total_variation:.4g} from the reference",
+        f"total variation     at most {rounded_up(certificate.total_variation)} from the reference",
     ]

@@ -1,38 +1,61 @@
-"""The demo's images: scikit-learn's bundled digits, or MNIST from a folder or the public hub."""
+"""The demo's images: scikit-learn's digits, or MNIST or CIFAR-10 from a folder or the public hub.
+
+Of CIFAR-10 one half is public: five classes that train a network once. Its features of the other
+five classes are the examples; they depend on no private image but their own.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from certunlearn.demo import hub, image_halves, public_network
 
 Examples = dict[str, np.ndarray]  # "x": float32 [n, pixels] in [0, 1]; "y": int32 [n]
 
 _HUB_NAME = "ylecun/mnist"
+_PUBLIC_WIDTHS, _PUBLIC_EPOCHS = (16, 32, 64), 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Training and test examples."""
+    """Training and test examples.
+
+    `is_features`: whether `x` holds public features of norm 1 at most, and not pixels. `origin`:
+    where they come from, in a sentence, if they are.
+    """
 
     name: str
     train: Examples
     test: Examples
+    is_features: bool = False
+    origin: str = ""
 
 
-def load(name: str, data_dir: Path | str | None, seed: int, *, progress: bool = False) -> Dataset:
-    """Loads `"digits"` (split 80/20 by the seed) or `"mnist"` (with its own test set).
+def load(
+    name: str,
+    data_dir: Path | str | None,
+    seed: int,
+    *,
+    progress: bool = False,
+    say: Callable[[str], object] = print,
+) -> Dataset:
+    """Loads `"digits"` (split 80/20 by the seed), `"mnist"` or `"cifar10"` (with own test sets).
 
     Args:
       name: the name of the dataset.
-      data_dir: for MNIST, the folder that holds `mnist/` or is it; None for the public hub.
+      data_dir: the folder that holds `mnist/` or `cifar10/`, or is it; None for the public hub.
       seed: of the split.
       progress: whether loaders may draw progress bars.
+      say: told what is being done.
 
     Raises:
-      OSError: if MNIST cannot be found or read.
+      OSError: if the data cannot be found or read.
     """
-    return digits(seed) if name == "digits" else mnist(data_dir, progress)
+    if name == "digits":
+        return digits(seed)
+    return mnist(data_dir, progress) if name == "mnist" else cifar10(data_dir, progress, say)
 
 
 def digits(seed: int) -> Dataset:
@@ -48,17 +71,35 @@ def digits(seed: int) -> Dataset:
 
 def mnist(data_dir: Path | str | None, progress: bool = False) -> Dataset:
     """60,000 training and 10,000 test images of 28 x 28 pixels."""
-    source = _HUB_NAME if data_dir is None else str(_mnist_folder(Path(data_dir)))
-    import datasets
+    return Dataset("mnist", *hub.load("mnist", _HUB_NAME, _arrays, data_dir, progress))
 
-    if not progress:
-        datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(source)
-        return Dataset("mnist", _arrays(loaded["train"]), _arrays(loaded["test"]))
-    except Exception as error:  # network, disk, parquet and image errors of several libraries
-        remedy = "; give --data-dir, a folder that holds mnist/" if data_dir is None else ""
-        raise OSError(f"cannot load MNIST from {source!r} ({error}){remedy}") from error
+
+def cifar10(
+    data_dir: Path | str | None, progress: bool = False, say: Callable[[str], object] = print
+) -> Dataset:
+    """25,000 training and 5,000 test images of five classes, as features of a public network."""
+    full = image_halves.cifar10(data_dir, progress)
+    # A quarter of the pixels, so that the public network takes half a minute on two cores.
+    small = image_halves.Halves(*map(image_halves.half_size, full))
+    return of_halves("cifar10", small, say)
+
+
+def of_halves(name: str, halves: image_halves.Halves, say: Callable[[str], object]) -> Dataset:
+    """The private half and the test set, as features of a network trained on the public half."""
+    say(f"{name}: training a network on the public half, {_PUBLIC_EPOCHS} epochs")
+    net = public_network.Network(_PUBLIC_WIDTHS)
+    params = public_network.train(net, halves.public, _PUBLIC_EPOCHS)
+    raw = [public_network.features(net, params, images) for images in halves]
+    scaling = public_network.Scaling.of(raw[0])
+    train, test = (
+        {"x": scaling(rows), "y": images.labels}
+        for rows, images in zip(raw[1:], halves[1:], strict=True)
+    )
+    origin = (
+        f"Its examples are features by a network that was trained on {len(halves.public.labels)} "
+        "public images of other classes."
+    )
+    return Dataset(name, train, test, is_features=True, origin=origin)
 
 
 def split_forget(train: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -74,14 +115,6 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
     return {name: array[indices] for name, array in examples.items()}
 
 
-def _mnist_folder(data_dir: Path) -> Path:
-    for folder in (data_dir / "mnist", data_dir):
-        if folder.is_dir() and any(folder.glob("*.parquet")):
-            return folder
-    raise OSError(f"no MNIST in {str(data_dir)!r}: neither it nor its mnist/ holds .parquet files")
-
-
-def _arrays(split: Any) -> Examples:
-    columns = split.with_format("numpy")[:]
+def _arrays(columns: dict[str, np.ndarray]) -> Examples:
     images = np.asarray(columns["image"], np.float32) / 255
     return {"x": images.reshape(len(images), -1), "y": np.asarray(columns["label"], np.int32)}

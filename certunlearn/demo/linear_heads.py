@@ -20,30 +20,40 @@ _SOFTMAX_L2 = 1e-4
 _GRADIENT_NORM = 1e-6
 
 
-def public_features(seed: int, examples: data_lib.Examples) -> data_lib.Examples:
+def random_features(seed: int, sets: dict[str, data_lib.Examples]) -> dict[str, data_lib.Examples]:
     """Rectified random projections of each image, of norm 1: they depend on no other data."""
-    pixels = examples["x"].shape[1]
+    pixels = sets["retain"]["x"].shape[1]
     weights = np.random.default_rng(seed).normal(size=(pixels, _WIDTH))
-    hidden = np.maximum(examples["x"] @ weights, 0)
-    length = np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-12)
-    # A hair below norm 1, so that rounding to float32 does not lift a row above it.
-    return {"x": (hidden / length * (1 - 1e-6)).astype(np.float32), "y": examples["y"]}
+
+    def of(examples: data_lib.Examples) -> data_lib.Examples:
+        hidden = np.maximum(examples["x"] @ weights, 0)
+        length = np.maximum(np.linalg.norm(hidden, axis=1, keepdims=True), 1e-12)
+        # Slightly below norm 1, so that rounding to float32 does not lift a row above it.
+        return {"x": (hidden / length * (1 - 1e-6)).astype(np.float32), "y": examples["y"]}
+
+    return {name: of(examples) for name, examples in sets.items()}
 
 
 def rows(
-    sets: dict[str, data_lib.Examples], public_seed: int, *, epsilon: float, delta: float, key: Any
+    made: dict[str, data_lib.Examples], epsilon: float, delta: float, key: Any
 ) -> list[dict[str, Any]]:
     """What the two heads are after the deletion, as fields of rows.
 
-    Seconds are those of the deletion alone: the heads, the sums and the features were there.
+    Args:
+      made: public features of norm 1 at most and labels, of retain, forget and test set.
+      epsilon: of the certified minimiser.
+      delta: of the certified minimiser.
+      key: of its noise.
+
+    Returns:
+      The fields. Seconds are those of the deletion alone: heads, sums and features were there.
     """
-    made = {name: public_features(public_seed, examples) for name, examples in sets.items()}
     retain, forget = made["retain"], made["forget"]
     loss = convex.logistic_regression(1.0, _SOFTMAX_L2, network.CLASSES)
     everything = tuple(np.concatenate([retain[name], forget[name]]) for name in ("x", "y"))
     kept = retain["x"], retain["y"]
     solved = functools.partial(minimize, loss, tolerance=_GRADIENT_NORM)
-    start = solved(loss.init(_WIDTH), everything).params
+    start = solved(loss.init(retain["x"].shape[1]), everything).params
     stats = exact.collect(*everything, feature_norm=1.0, classes=network.CLASSES)
 
     begin = time.perf_counter()

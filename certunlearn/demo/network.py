@@ -46,19 +46,23 @@ def init(net: MLP, seed: int | jax.Array, pixels: int) -> ArrayTree:
     return net.init(key, jnp.zeros((1, pixels)))
 
 
+def margins(logits: jax.Array, labels: jax.Array | np.ndarray) -> jax.Array:
+    """The label's logit less the log-sum-exp of the others: the logit of its probability."""
+    is_label = jax.nn.one_hot(labels, CLASSES, dtype=bool)
+    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
+    return jnp.sum(logits, axis=-1, where=is_label) - others
+
+
 def losses(
     net: MLP | LinearHead, params: ArrayTree, batch: Examples
 ) -> tuple[jax.Array, jax.Array]:
     """Each example's cross-entropy, and whether it is classified correctly.
 
-    Written as softplus(log-sum-exp of the other logits - the label's logit), which does not round
-    to zero: a memorised example's loss is far below float32's resolution near one, and the attack
-    ranks by it.
+    Written as softplus(-margin), which does not round to zero: a memorised example's loss is far
+    below float32's resolution near one, and the attack ranks by it.
     """
     logits = jnp.asarray(net.apply(params, batch["x"]))
-    is_label = jax.nn.one_hot(batch["y"], CLASSES, dtype=bool)
-    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
-    loss = jax.nn.softplus(others - jnp.sum(logits, axis=-1, where=is_label))
+    loss = jax.nn.softplus(-margins(logits, batch["y"]))
     return loss, jnp.argmax(logits, axis=-1) == batch["y"]
 
 

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from certunlearn import accounting, mechanisms
 from certunlearn._numerics import files
+from certunlearn._numerics.safe_rounding import rounded_up
 from certunlearn.certificates import Certificate, verification
 from certunlearn.demo.run import Result, Row
 
@@ -82,7 +83,7 @@ def notes(result: Result) -> str:
             "Promised: no event, such as being right about an example or exposing a member, is "
             "more likely than for a model",
             f"that never saw the forget set (same procedure, start trained without it) by more "
-            f"than {certificate.total_variation:.3f}; so old knowledge cannot",
+            f"than {rounded_up(certificate.total_variation, 3)}; so old knowledge cannot",
             "make it better than the run started from the centre by more than that either.",
             f"True epsilon of such a run, at delta = {certificate.delta:g}: "
             f"{verification.interval(certificate)}, by {certificate.accountant}.",
@@ -96,6 +97,7 @@ def notes(result: Result) -> str:
             "against test set, each loss relative to that of a reference model trained on retain "
             f"data only; 0.5 +- {result.auc_error:.3f} for a",
             "model that saw neither set. Seconds include compiling.",
+            *([result.origin] if result.origin else []),
             f"Noisy phase: {mechanism.steps} steps, C0 = {mechanism.init_radius:.3g}, C1 = "
             f"{mechanism.clip_norm:.3g}, gamma = {mechanism.learning_rate:.3g}, noise per step "
             f"{certificate.noise_scale:.3g}.",
@@ -186,7 +188,7 @@ def _epsilon(axes: Axes, result: Result) -> None:
 
 
 def _claim_label(certificate: Certificate) -> str:
-    return f"certified ({certificate.epsilon:.4g}, {certificate.delta:g})"
+    return f"certified ({rounded_up(certificate.epsilon)}, {certificate.delta:g})"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -207,4 +209,4 @@ def _certified(claim: tuple[float, float] | None) -> str:
         return "—"
     if claim == (0, 0):
         return "0, 0 (never saw it)"
-    return f"{claim[0]:.4g}, {claim[1]:g}"
+    return f"{rounded_up(claim[0])}, {claim[1]:g}"

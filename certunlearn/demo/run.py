@@ -79,6 +79,15 @@ SETTINGS = {
         total_noise=0.02,
         evaluate_every=100,
     ),
+    "cifar10": Settings(
+        hidden=64,
+        batch_size=128,
+        learning_rate=2e-3,
+        train_steps=6000,
+        noisy_steps=200,
+        finetune_steps=1000,
+        total_noise=0.05,
+    ),
 }
 
 
@@ -106,6 +115,7 @@ class Result:
     """What the report is made of. `curve` shows hidden iterates: for the operator only."""
 
     dataset: str
+    origin: str
     seed: int
     settings: Settings
     rows: tuple[Row, ...]
@@ -221,11 +231,13 @@ def run(
     spare = [jax.random.fold_in(jax.random.key(seed), each) for each in range(3)]
     rows.append(_cheapest_row(net, retain, evaluate, settings, rows[-1], spare[:2], say))
     sets = {"test": dataset.test, "retain": retain, "forget": forget}
-    rows += _linear_rows(sets, epsilon, delta, spare[2], say)
+    say("deleting from linear heads on public features")
+    rows += _linear_rows(dataset, sets, epsilon, delta, spare[2])
     sizes = {"train": len(dataset.train["y"])}
     sizes |= {name: len(sets[name]["y"]) for name in ("retain", "forget", "test")}
     return Result(
         dataset=dataset.name,
+        origin=dataset.origin,
         seed=seed,
         settings=settings,
         rows=tuple(rows),
@@ -293,16 +305,15 @@ def _cheapest_row(
 
 
 def _linear_rows(
+    dataset: data_lib.Dataset,
     sets: dict[str, data_lib.Examples],
     epsilon: float,
     delta: float,
     key: jax.Array,
-    say: Callable[[str], object],
 ) -> list[Row]:
     """The rows of the linear heads, after the same deletion."""
-    say("deleting from linear heads on public random features")
-    heads = linear_heads.rows(sets, PUBLIC_SEED, epsilon=epsilon, delta=delta, key=key)
-    return [Row(**fields) for fields in heads]
+    made = sets if dataset.is_features else linear_heads.random_features(PUBLIC_SEED, sets)
+    return [Row(**each) for each in linear_heads.rows(made, epsilon, delta, key)]
 
 
 def _unlearned_rows(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from certunlearn import accounting
+from certunlearn._numerics.safe_rounding import rounded_down, rounded_up
 from certunlearn.certificates import Certificate, Verification, claims
 from certunlearn.mechanisms import Mechanism
 from certunlearn.reporting import privacy_curve
@@ -118,19 +119,22 @@ def _noisy_claim(certificate: Certificate, lower: float | None) -> tuple[str, ..
     epsilon, delta = certificate.epsilon, certificate.delta
     factor = math.exp(epsilon) if epsilon < 700 else math.inf
     if lower is None:
-        interval = f"The true epsilon is at most {epsilon:.4g}. No lower bound was worked out."
+        interval = (
+            f"The true epsilon is at most {rounded_up(epsilon)}. No lower bound was worked out."
+        )
     else:
         interval = (
-            f"The true epsilon lies between {lower:.4g}, which an attack on a run with "
-            f"these numbers reaches, and {epsilon:.4g}, which is certified."
+            f"The true epsilon lies between {rounded_down(lower)}, which an attack on a run with "
+            f"these numbers reaches, and {rounded_up(epsilon)}, which is certified."
         )
     return (
         "Compare the released model with one from a reference process that never saw the "
-        f"forgotten rows. Nothing that anybody finds out is more than {factor:.4g} times as likely "
-        f"as with the other, apart from a probability of {delta:.4g}. This holds in both "
-        f"directions. In short: epsilon = {epsilon:.4g}, delta = {delta:.4g}.",
+        f"forgotten rows. Nothing that anybody finds out is more than {rounded_up(factor)} times "
+        f"as likely as with the other, apart from a probability of {rounded_up(delta)}. This holds "
+        "in both directions. In short: "
+        f"epsilon = {rounded_up(epsilon)}, delta = {rounded_up(delta)}.",
         "No event, such as recognising a forgotten row, is more likely than for the reference by "
-        f"more than {certificate.total_variation:.4g}.",
+        f"more than {rounded_up(certificate.total_variation)}.",
         interval,
         "All of this holds if every assumption below holds.",
     )

@@ -6,6 +6,14 @@ from certunlearn.reporting.contents import Report
 
 # Whatever Markdown or HTML could read as more than text.
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$]|^[#+>-])")
+# Also what GitHub's Markdown makes links of without any mark: addresses, and names of users.
+_ENTITIES = (
+    ("&", "&amp;"),
+    ("<", "&lt;"),
+    ("://", "&#58;//"),
+    ("www.", "www&#46;"),
+    ("@", "&#64;"),
+)
 
 
 def to_markdown(report: Report) -> str:
@@ -29,6 +37,7 @@ def to_markdown(report: Report) -> str:
 
 def _escaped(text: str) -> str:
     """A text as Markdown that reads as that text, on one line."""
-    one_line = " ".join(text.split())
-    safe = one_line.replace("&", "&amp;").replace("<", "&lt;").replace("://", "&#58;//")
+    safe = " ".join(text.split())
+    for special, entity in _ENTITIES:
+        safe = safe.replace(special, entity)
     return _SPECIAL.sub(r"\\\1", safe)

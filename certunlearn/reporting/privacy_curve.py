@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from certunlearn import accounting
+from certunlearn._numerics.safe_rounding import rounded_down, rounded_up
 from certunlearn.certificates import Certificate
 from certunlearn.mechanisms import Separations
 
@@ -86,12 +87,12 @@ def caption(curve: Curve) -> str:
     epsilon, delta = curve.claim
     words = (
         f"One run, and many pairs (epsilon, delta) that hold for it. The line is what shifted "
-        f"interpolation certifies. The dot is the claim, epsilon = {epsilon:.4g} at delta = "
-        f"{delta:.4g}, by the certificate's own accountant."
+        f"interpolation certifies. The dot is the claim, epsilon = {rounded_up(epsilon)} at "
+        f"delta = {rounded_up(delta)}, by the certificate's own accountant."
     )
     if curve.lower is None:
         return words
-    return f"{words} The bar ends at {curve.lower:.4g}, which an attack reaches."
+    return f"{words} The bar ends at {rounded_down(curve.lower)}, which an attack reaches."
 
 
 def _ticks(largest: float) -> list[float]:

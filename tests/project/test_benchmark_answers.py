@@ -1,6 +1,7 @@
 """Every number of `benchmarks/README.md` stands in a record."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def record(path):
 def answer(start):
     (found,) = [text for question, text in ANSWERS.items() if question.startswith(start)]
     return found
+
+
+def down(value, decimals):
+    """What an attack is said to reach: never more than it does."""
+    return f"{math.floor(value * 10**decimals) / 10**decimals:.{decimals}f}"
 
 
 def numbers(text):
@@ -56,7 +62,7 @@ def test_forgetting():
     areas = [
         np.mean([run["auc"] for run in found["models"][name]]) for name in ("original", "unlearned")
     ]
-    wanted = [f"{each:.3f}" for each in (*areas, found["game"]["bound"])]
+    wanted = [*(f"{each:.3f}" for each in areas), down(found["game"]["bound"], 3)]
     assert numbers(answer("Does it forget")) == [*wanted, "1"]
 
 
@@ -67,7 +73,7 @@ def test_published_noise():
     ratios = [
         row["noise_scale"] / row["least_noise_scale"] for row in ones if "theorem" in row["source"]
     ]
-    wanted = ["1", f"{attack:.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
+    wanted = ["1", down(attack, 2), f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
     assert numbers(answer("What does published")) == wanted
 
 

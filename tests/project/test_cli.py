@@ -308,12 +308,13 @@ def test_demo_names_the_extra_when_a_package_is_missing(tmp_path, capsys, monkey
     assert 'sklearn is missing: pip install "certunlearn[examples]"' in captured.err
 
 
-def test_demo_refuses_a_folder_without_mnist(tmp_path, capsys):
-    arguments = ["demo", "--dataset", "mnist", "--data-dir", str(tmp_path), "--out"]
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_demo_refuses_a_folder_without_the_data(tmp_path, capsys, dataset):
+    arguments = ["demo", "--dataset", dataset, "--data-dir", str(tmp_path), "--out"]
     code = cli.main([*arguments, str(tmp_path / "out")])
     captured = capsys.readouterr()
     assert_one_line_error(code, captured, 2)
-    assert "no MNIST in" in captured.err
+    assert f"no {dataset} in" in captured.err
 
 
 @pytest.mark.parametrize(

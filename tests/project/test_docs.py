@@ -79,6 +79,7 @@ def test_there_is_code_on_the_pages_that_teach():
         "CONTRIBUTING.md",
         *(f"docs/{name}.md" for name in ("accountants", "exact", "guarantee", "loops", "methods")),
         "docs/certificate-format.md",
+        "docs/concepts.md",
         "docs/start.md",
     }
 
@@ -132,17 +133,27 @@ def test_every_page_is_in_the_index():
         assert path.name == "index.md" or f"]({path.name})" in index
 
 
+def test_concepts_print_what_the_page_shows(tmp_path, monkeypatch, capsys):
+    code, printed = re.search(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXTS["docs/concepts.md"], re.DOTALL
+    ).groups()
+    run(code, tmp_path, monkeypatch)
+    assert capsys.readouterr().out == printed
+
+
 # Numbers.
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist"])
-def test_the_tables_are_what_the_demo_wrote(dataset):
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("digits", "digits"), ("mnist", "MNIST"), ("cifar10", "CIFAR-10")]
+)
+def test_the_tables_are_what_the_demo_wrote(dataset, name):
     report = (ROOT / "benchmarks" / f"demo-{dataset}" / "table.md").read_text()
     table = "\n".join(line for line in report.splitlines() if line.startswith("|"))
     assert len(table.splitlines()) == 10
     assert table in TEXTS["docs/benchmarks.md"]
     chance = re.search(r"0\.5 \+- (0\.\d+)", report).group(1)
-    assert f"0.5 +- {chance} for {dataset.replace('mnist', 'MNIST')}" in words("docs/benchmarks.md")
+    assert f"0.5 +- {chance} for {name}" in words("docs/benchmarks.md")
     limit = re.search(r"by more than (0\.\d+)", report).group(1)
     assert f"by more than {limit} than for" in words("docs/benchmarks.md")
     assert f"by more than about {limit}." in words("docs/guarantee.md")

@@ -1,6 +1,7 @@
 """The public network: trained on the public half alone, and the features that it makes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.deletion.images import PUBLIC_CLASSES, Images
+from certunlearn.demo.image_halves import PUBLIC_CLASSES, Images
 
 CLASSES = len(PUBLIC_CLASSES)
 BATCH_SIZE = 128
@@ -55,7 +56,9 @@ def augmented(key: jax.Array, images: jax.Array) -> jax.Array:
     return jax.vmap(cut)(padded, offsets)
 
 
-def train(network: Network, public: Images, epochs: int) -> Any:
+def train(
+    network: Network, public: Images, epochs: int, say: Callable[[str], object] = lambda text: None
+) -> Any:
     """Trains on the public half with AdamW and one cycle of the rate; all seeds are fixed.
 
     The loss is least squares, as that of the exact heads, so that the features suit them.
@@ -87,7 +90,7 @@ def train(network: Network, public: Images, epochs: int) -> Any:
             key, own = jax.random.split(key)
             params, state = step(params, state, order[start : start + BATCH_SIZE], own)
         jax.block_until_ready(params)
-        print(f"public network: epoch {epoch + 1} of {epochs}", flush=True)
+        say(f"public network: epoch {epoch + 1} of {epochs}")
     return params
 
 
@@ -107,7 +110,7 @@ class Scaling(NamedTuple):
     @classmethod
     def of(cls, raw: np.ndarray) -> "Scaling":
         """The constants of these public features."""
-        mean = np.mean(raw, axis=0, dtype=np.float64)
+        mean = np.asarray(np.mean(raw, axis=0, dtype=np.float64))
         return cls(mean, float(np.median(np.linalg.norm(raw - mean, axis=1))))
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from certunlearn.demo import hub
+
 PUBLIC_CLASSES = (0, 2, 4, 6, 8)  # of CIFAR-10: airplane, bird, deer, frog, ship
 PRIVATE_CLASSES = (1, 3, 5, 7, 9)  # automobile, cat, dog, horse, truck
 _HUB_NAME = "uoft-cs/cifar10"
@@ -33,15 +35,9 @@ class Halves(NamedTuple):
     test: Images
 
 
-def cifar10(data_dir: str | None) -> Halves:
+def cifar10(data_dir: Path | str | None, progress: bool = False) -> Halves:
     """The halves of CIFAR-10, from a folder that holds `cifar10/` or from the public hub."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    source = _HUB_NAME if data_dir is None else str(Path(data_dir) / "cifar10")
-    loaded = datasets.load_dataset(source)
-    train, test = (_arrays(loaded[part]) for part in ("train", "test"))
-    return halves(train, test)
+    return halves(*hub.load("cifar10", _HUB_NAME, _arrays, data_dir, progress))
 
 
 def synthetic(train: int, test: int) -> Halves:
@@ -51,7 +47,16 @@ def synthetic(train: int, test: int) -> Halves:
     mean = rng.uniform(64, 192, (10, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)[labels]
     pixels = np.clip(mean + rng.normal(0, 128, mean.shape), 0, 255).astype(np.uint8)
     everything = Images(pixels, labels)
-    return halves(everything.take(np.s_[:train]), everything.take(np.s_[train:]))
+    each = np.arange(train + test)
+    return halves(everything.take(each[:train]), everything.take(each[train:]))
+
+
+def half_size(images: Images) -> Images:
+    """Pictures of half the height and width: means of 2 x 2 pixels, rounded."""
+    n, height, width, colours = images.pixels.shape
+    squares = images.pixels.reshape(n, height // 2, 2, width // 2, 2, colours)
+    means = np.mean(squares, axis=(2, 4), dtype=np.float32)
+    return images._replace(pixels=np.rint(means).astype(np.uint8))
 
 
 def halves(train: Images, test: Images) -> Halves:
@@ -65,6 +70,5 @@ def _of_classes(images: Images, classes: tuple[int, ...]) -> Images:
     return chosen._replace(labels=np.searchsorted(classes, chosen.labels).astype(np.int32))
 
 
-def _arrays(split: object) -> Images:
-    columns = split.with_format("numpy")[:]  # type: ignore[attr-defined]
+def _arrays(columns: dict[str, np.ndarray]) -> Images:
     return Images(np.asarray(columns["img"], np.uint8), np.asarray(columns["label"], np.int32))
