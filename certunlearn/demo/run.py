@@ -183,7 +183,6 @@ def run(
     center = network.init(net, PUBLIC_SEED, pixels)
     keys = iter(jax.random.split(jax.random.key(seed), 8))
     finetune_steps = settings.finetune_steps
-    comparable = settings.noisy_steps + finetune_steps
 
     def trained(data: data_lib.Examples, steps: int, title: str) -> ArrayTree:
         params = network.init(net, next(keys), pixels)
@@ -214,7 +213,7 @@ def run(
             progress=progress,
         )
         curve = result.history.evaluations
-        if curve[-1][0] != comparable:
+        if curve[-1][0] != mechanism.steps + finetune_steps:
             raise KeyboardInterrupt  # the loop notes Ctrl-C and stops early; here that ends it all
         return result, curve
 
@@ -233,8 +232,7 @@ def run(
     sets = {"test": dataset.test, "retain": retain, "forget": forget}
     say("deleting from linear heads on public features")
     rows += _linear_rows(dataset, sets, epsilon, delta, spare[2])
-    sizes = {"train": len(dataset.train["y"])}
-    sizes |= {name: len(sets[name]["y"]) for name in ("retain", "forget", "test")}
+    sizes = {name: len(part["y"]) for name, part in {"train": dataset.train, **sets}.items()}
     return Result(
         dataset=dataset.name,
         origin=dataset.origin,
