@@ -12,7 +12,7 @@ import numpy as np
 
 from certunlearn.demo import hub, image_halves, public_network
 
-Examples = dict[str, np.ndarray]  # "x": float32 [n, pixels] in [0, 1]; "y": int32 [n]
+Examples = dict[str, np.ndarray]  # "x": float32 [n, pixels in [0, 1], or features]; "y": int32 [n]
 
 _HUB_NAME = "ylecun/mnist"
 _PUBLIC_WIDTHS, _PUBLIC_EPOCHS = (16, 32, 64), 3
