@@ -23,6 +23,8 @@ _USELESS = 100.0
 MOST_WORK = 2_500_000
 _FEWER = 0.8  # blocks or nodes that are tried next, as a share of those that take too long
 _LEAST_GAP, _USUAL_GAP = 0.08, 0.15
+# Where delta is so small that windows are wider than so many deviations, gaps may be wider, too.
+_USUAL_TAIL = 10.5
 
 
 class Steps(NamedTuple):
@@ -77,9 +79,11 @@ def affordable(steps: Steps, delta: float) -> tuple[Blocks, Resolution]:
     """
     run = blocks(steps)
     tables, length = resolution(run), 1
+    tail = node_tables.tail_of(delta, len(run.noise))
+    widest = _USUAL_GAP * max(1.0, tail / _USUAL_TAIL)
     while node_tables.work(run, delta, tables) > MOST_WORK:
-        if tables.gap < _USUAL_GAP:
-            tables = tables._replace(gap=min(_USUAL_GAP, tables.gap / _FEWER))
+        if tables.gap < widest:
+            tables = tables._replace(gap=min(widest, tables.gap / _FEWER))
             continue
         fewer = _FEWER * len(run.noise)
         length = max(length + 1, math.ceil(np.count_nonzero(steps.noise) / fewer))

@@ -40,8 +40,8 @@ _STRIDE, _SHORT, _GUESS, _NEAR = 0.5, 0.92, 0.03, 0.006
 _SOLUTIONS = 8  # on either tables, at most
 _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 
-# Below it the windows of tables outgrow what the proof allows; interpolation is asked alone.
-LEAST_DELTA = 1e-20
+# Below it float64's smallest numbers are no longer small beside it; interpolation is asked alone.
+LEAST_DELTA = 1e-100
 
 _COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
