@@ -6,6 +6,7 @@ from coupling_helpers import at_nominal, by_attack, game
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import certunlearn as cu
 from certunlearn.accounting._reflection import blocks, solution
 
 
@@ -106,6 +107,29 @@ def test_a_schedule_is_certified_as_well_as_the_constants_near_it():
     found, near = solution.epsilon(steps, 1e-5), solution.epsilon(other, 1e-5)
     assert near == pytest.approx(found, rel=0.05)
     assert by_attack(other, 1e-5) <= near
+
+
+@pytest.mark.slow
+def test_coupling_reads_what_bounds_the_separations():
+    models = cu.ModelClipping(init_radius=1.0, model_radius=0.5, learning_rate=0.1, steps=3)
+    claim = {"noise_scale": 0.6, "delta": 1e-5}
+    product = cu.epsilon(models, **claim, accountant="product")
+    assert cu.epsilon(models, **claim, accountant="coupling") <= product
+    assert product < 0.5 * cu.epsilon(models, **claim, accountant="interpolation")
+    curves = [
+        cu.epsilon_curve(models, **claim, accountant=name) for name in ("coupling", "product")
+    ]
+    assert np.all(curves[0] <= curves[1])
+    target = {"epsilon": 1.0, "delta": 1e-5}
+    noise = cu.noise_scale(models, **target, accountant="coupling")
+    assert noise <= cu.noise_scale(models, **target, accountant="product")
+    assert cu.epsilon(models, noise_scale=noise, delta=1e-5, accountant="coupling") <= 1
+
+
+def test_an_attack_that_would_take_minutes_is_refused_before_it_begins():
+    long = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=1e-4, steps=20_000)
+    with pytest.raises(ValueError, match="steps must be fewer than 20000, or their noise"):
+        cu.epsilon_lower_bound(long, noise_scale=0.05, delta=1e-5)
 
 
 # What the default tables may be off by, and a little of epsilon itself where it is nearly 0.
