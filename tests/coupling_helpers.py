@@ -38,3 +38,10 @@ def by_interpolation(steps, delta):
 
 def by_attack(steps, delta):
     return best_loss.epsilon(steps.distance, *steps[1:4], delta)
+
+
+def at_nominal(distance, contraction, shift, steps, epsilon, delta):
+    """The game with the noise at which interpolation certifies `epsilon`."""
+    unit = game(distance, contraction, shift, 1.0, steps)
+    mu = _taut_string.gdp_mu(unit.distance, unit.contraction, unit.shift, unit.noise)
+    return unit._replace(noise=unit.noise * (mu / _gaussian.mu(epsilon, delta)))

@@ -5,8 +5,10 @@ Far tighter than interpolation, which charges every step as if the runs could al
 is capped by interpolation.
 
 It holds for any contraction, 0 and above 1 too, as the proof only asks that points at distance r be
-at most c r + s apart after the update. Growth beyond float64 is refused. Noise on the starts and a
-diameter are left out: a projection after the noise moves no two points apart.
+at most c r + s apart after the update. Growth beyond float64 is refused. The recursion leaves noise
+on the starts and a diameter out: a projection after the noise moves no two points apart. Where the
+separations are bounded, as by a diameter, the product of contraction coefficients is proved for the
+same runs, and every number is the less of the two.
 """
 
 import numpy as np
@@ -15,6 +17,7 @@ from certunlearn._numerics import checks
 from certunlearn._numerics.checks import PerStep, ScalarOrSchedule
 from certunlearn.accounting import accountant_base, interpolation
 from certunlearn.accounting._reflection import solution
+from certunlearn.accounting.product import Product
 from certunlearn.mechanisms import Mechanism
 from certunlearn.mechanisms.plain_separations import with_noise
 
@@ -51,25 +54,38 @@ class Coupling(accountant_base.Accountant):
 
     def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
         """See `Accountant.epsilon`."""
-        return solution.epsilon(steps_of(mechanism, noise_scale), delta)
+        found = solution.epsilon(steps_of(mechanism, noise_scale), delta)
+        return min(
+            [found, *(p.epsilon(mechanism, noise_scale, delta) for p in _bounded(mechanism))]
+        )
 
     def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
         """See `Accountant.delta`."""
-        return solution.delta(steps_of(mechanism, noise_scale), epsilon)
+        found = solution.delta(steps_of(mechanism, noise_scale), epsilon)
+        return min(
+            [found, *(p.delta(mechanism, noise_scale, epsilon) for p in _bounded(mechanism))]
+        )
 
     def noise_scale(
         self, mechanism: Mechanism, epsilon: float, delta: float, progress: bool = False
     ) -> float:
         """See `Accountant.noise_scale`."""
-        return solution.noise_scale(steps_of(mechanism, 1.0), epsilon, delta, progress)
+        found = solution.noise_scale(steps_of(mechanism, 1.0), epsilon, delta, progress)
+        return min(
+            [found, *(p.noise_scale(mechanism, epsilon, delta) for p in _bounded(mechanism))]
+        )
 
     def epsilon_curve(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> np.ndarray:
         """See `Accountant.epsilon_curve`."""
-        return solution.epsilon_curve(steps_of(mechanism, noise_scale), delta)
+        found = solution.epsilon_curve(steps_of(mechanism, noise_scale), delta)
+        for product in _bounded(mechanism):
+            found = np.minimum(found, product.epsilon_curve(mechanism, noise_scale, delta))
+        return found
 
     def total_variation(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
         """See `Accountant.total_variation`; by the tables that are made for `delta`."""
-        return solution.delta(steps_of(mechanism, noise_scale), 0.0, delta)
+        found = solution.delta(steps_of(mechanism, noise_scale), 0.0, delta)
+        return min([found, *(p.delta(mechanism, noise_scale, 0.0) for p in _bounded(mechanism))])
 
     def unaffordable_reason(self, mechanism: Mechanism, noise_scale: PerStep) -> str | None:
         """Runs whose epsilon is in the hundreds anyway."""
@@ -81,6 +97,12 @@ class Coupling(accountant_base.Accountant):
             "accountant must be another than coupling where interpolation gives mu above "
             f"{COUPLED_MU:g}, got mu = {mu!r}"
         )
+
+
+def _bounded(mechanism: Mechanism) -> tuple[Product, ...]:
+    """The product, if it is for such a mechanism."""
+    product = Product()
+    return () if product.unsupported_reason(mechanism) is not None else (product,)
 
 
 def steps_of(mechanism: Mechanism, noise_scale: PerStep) -> solution.Steps:
@@ -119,4 +141,6 @@ def epsilon_bracket(
     reason = Coupling().unsupported_reason(mechanism)
     if reason is not None:
         raise ValueError(reason)
-    return solution.bracket(steps_of(mechanism, scale), delta, tolerance)
+    low, high = solution.bracket(steps_of(mechanism, scale), delta, tolerance)
+    most = min([high, *(p.epsilon(mechanism, scale, delta) for p in _bounded(mechanism))])
+    return min(low, most), most

@@ -18,6 +18,8 @@ from certunlearn.mechanisms.plain_separations import Run, with_noise
 MOST_ATTACKED = 2000
 # In multiplications a round: some ten seconds. Constant steps and usual schedules take 1e9 at most.
 _MOST_ATTACK_WORK = 3e9
+# The same where the attack is asked for by itself: half a minute, for some 12,000 constant steps.
+_MOST_ASKED_WORK = 8e9
 
 
 def epsilon_lower_bound(
@@ -33,7 +35,9 @@ def epsilon_lower_bound(
       epsilon >= 0, rounded down; at most 300.
 
     Raises:
-      ValueError: if no attack is known on such a mechanism, or an argument is out of range.
+      ValueError: if no attack is known on such a mechanism, an argument is out of range, or the
+        attack would take minutes, as on more than some 12,000 steps, or on noise whose scales
+        differ by thousands. It says so before any work begins.
 
     Source:
       An adversary's choice of loss, found by policy iteration: see docs/theory/attack.md.
@@ -50,7 +54,14 @@ def epsilon_lower_bound(
             f"epsilon_lower_bound knows no attack on {type(mechanism).__name__}: what its "
             "assumptions exclude an attack would have to respect"
         )
-    return best_loss.epsilon(*_game(mechanism, scale), delta)
+    game = _game(mechanism, scale)
+    share = best_loss.work(*game, delta) / _MOST_ASKED_WORK
+    if share > 1:
+        raise ValueError(
+            f"epsilon_lower_bound would take {share:.3g} times as long as the half minute that it "
+            f"may; steps must be fewer than {mechanism.steps}, or their noise more alike"
+        )
+    return best_loss.epsilon(*game, delta)
 
 
 def affordable_lower_bound(

@@ -47,6 +47,17 @@ def test_where_l_is_high_windows_are_where_the_noise_leads(merged):
     assert np.all(found < alive * 1.1 + 1e-12)
 
 
+@pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_no_error_is_large_beside_a_small_delta(merged):
+    levels = np.linspace(0, 40, 8)
+    exact = _gaussian.delta(levels, 2.0)
+    assert exact[-1] < 1e-80
+    found, rest, time = mass(2.0, 60.0, None, 20.0, levels, merged)
+    assert np.all(exact <= found)
+    assert np.all(found < 1.1 * _gaussian.delta(levels, 2.0 / time**0.5))
+    assert np.all(rest < 1e-100 * exact)
+
+
 @pytest.mark.parametrize("separation", [1.0, 8.0, 30.0])
 @pytest.mark.slow
 def test_between_nodes_the_gain_in_l_is_never_above_its_formula(separation):

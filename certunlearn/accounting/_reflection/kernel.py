@@ -18,8 +18,11 @@ import scipy  # its parts load when they are first used
 
 # A gain in L beyond this is given away; it keeps the series for e^x in reach.
 _MOST_GAIN = 3.9
-# Covers the series, the quadrature and the rounding of every weight.
-_RELATIVE, _ABSOLUTE = 1e-7, 1e-14
+# Covers the series, the quadrature and the rounding of every weight, and numbers that underflow.
+# No step of a weight cancels, so there is no error that is large beside a small delta.
+_RELATIVE, _ABSOLUTE = 1e-7, 1e-290
+# The same of the mass left of a window, a difference that cancels by a factor of 1e4 at most.
+_DIFFERENCE = 1e-10
 _CHUNK = 32
 # Columns are taken in so many parts, each with a window of nodes of its own: with L, where the
 # noise leads moves to the left.
@@ -231,10 +234,14 @@ def _outside(row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array) -> jax.
     deviation = jnp.sqrt(row.time)
     middle = row.separation / 2 - slope * row.time  # of half the distance
     above = jax.scipy.special.ndtr((middle - r[last] / 2) / deviation)
-    # Pairs on the left that have not met: those at distances above 0.
-    below = jax.scipy.special.ndtr((r[0] / 2 - middle) / deviation)
-    met = jax.scipy.special.ndtr(-middle / deviation)
-    return above + jnp.maximum(below - met, 0)
+    # Pairs on the left that have not met: those at distances from 0 to the window's first. As a
+    # difference of the smaller tails: of the larger ones nothing would be left of a small one.
+    end, start = (r[0] / 2 - middle) / deviation, -middle / deviation
+    near = jnp.where(start > 0, -start, end)
+    far = jnp.where(start > 0, -end, start)
+    more, less = jax.scipy.special.ndtr(near), jax.scipy.special.ndtr(far)
+    left = jnp.maximum(more - less, 0) + _DIFFERENCE * more
+    return above + jnp.where(r[0] > 0, left, 0)
 
 
 def _killed(row: Rows, slope: jax.Array, last: jax.Array, optimistic: bool) -> jax.Array:
@@ -261,8 +268,9 @@ def _paired(
     begun = r >= star
     cell = begun & (jnp.arange(window) < last)
     shrink = jnp.exp(-2 * rate * star)
-    middle = jnp.exp(-rate * jnp.maximum(r + h / 2 - star, 0))  # e^L q / p
-    less, more = jnp.maximum(1 - middle, 1e-12), 1 - middle * shrink
+    steps = -rate * jnp.maximum(r + h / 2 - star, 0)
+    middle = jnp.exp(steps)  # e^L q / p
+    less, more = jnp.maximum(-jnp.expm1(steps), 1e-12), -jnp.expm1(steps - 2 * rate * star)
 
     # 1 - e^L q / p is concave: below its tangent in the middle of a cell, above its chord.
     if optimistic:
@@ -271,7 +279,7 @@ def _paired(
         gain = jnp.log((1 - node * shrink) / jnp.maximum(1 - node, 1e-12))
     else:
         rise = rate * h * middle
-        start = 1 - middle - rise / 2
+        start = -jnp.expm1(steps) - rise / 2
         # The gain is convex: chords of these node values lie below its tangents.
         tangent = jnp.log(more / less)
         fall = rate * h / 2 * middle * (1 / less - shrink / more)

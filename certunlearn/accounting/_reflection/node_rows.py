@@ -4,8 +4,9 @@ import numpy as np
 
 from certunlearn.accounting._reflection.kernel import Rows
 
-# Gaps grow with the distance: they have doubled at this one.
-_DOUBLED = 40.0
+# Gaps grow with the distance: they have doubled at this one, or at as many tails. So no window,
+# which is up to four tails wide, has gaps that differ more than the proof allows.
+_DOUBLED, _DOUBLED_TAILS = 40.0, 4.0
 _WIDEST = 0.75
 # What is left of the noise when nodes are looked out for, in squared gaps.
 LOOKOUT = 0.5
@@ -18,11 +19,11 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _POINTS, _WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2
 
 
-def make_nodes(end: float, gap: float) -> np.ndarray:
+def make_nodes(end: float, gap: float, tail: float = 0.0) -> np.ndarray:
     """Distances from 0 to `end` or just beyond, in units of the noise."""
-    nodes = [0.0]
+    nodes, doubled = [0.0], max(_DOUBLED, _DOUBLED_TAILS * tail)
     while nodes[-1] < end:
-        nodes.append(nodes[-1] + min(gap * (1 + nodes[-1] / _DOUBLED), _WIDEST))
+        nodes.append(nodes[-1] + min(gap * (1 + nodes[-1] / doubled), _WIDEST))
     return np.array(nodes)
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from certunlearn.accounting import _gaussian
-from certunlearn.accounting._reflection import kernel, node_rows
+from certunlearn.accounting._reflection import kernel, node_levels, node_rows
 from certunlearn.accounting._reflection.kernel import Rows, Target
+from certunlearn.accounting._reflection.node_levels import Table
 
 # Mirrors that are tried: theta.
 THETAS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65])
 
-# Beyond this distance everything is charged at 1.
-_FARTHEST = 300.0
 # Lengths of tables, so that steps repeat: powers of this.
 _STRETCH = 1.4
 # What is charged in the dark, as a share of delta: beyond the tables, and beyond the windows.
@@ -61,25 +60,6 @@ class Resolution(NamedTuple):
     columns: int
 
 
-class Table(NamedTuple):
-    """Upper bounds on a_k(x) - e^L a_k(y) after a block's noise.
-
-    Attributes:
-      nodes: float64 `[nodes]`: distances, in units of that noise; the first is 0.
-      top: float64 `[nodes]`: the highest L.
-      values: float64 `[nodes, levels + 1]`, at L = top * i / levels.
-    """
-
-    nodes: np.ndarray
-    top: np.ndarray
-    values: np.ndarray
-
-    @property
-    def levels(self) -> np.ndarray:
-        """float64 `[nodes, levels + 1]`."""
-        return self.top[:, None] * np.linspace(0, 1, self.values.shape[1])
-
-
 class Solved(NamedTuple):
     """All that a profile needs.
 
@@ -122,7 +102,7 @@ def solve(
     count = len(blocks.noise)
     if count == 1:
         return Solved(blocks, delta, optimistic, None, [], 0, 0)
-    tail = _tail(delta, count)
+    tail = tail_of(delta, count)
     grids = _grids(blocks, resolution.gap, tail)
     # Few different shapes, as each is compiled.
     size = 2 ** math.ceil(math.log2(max(len(grid) for grid in grids)))
@@ -132,11 +112,11 @@ def solve(
     # Before the last block's noise the bound is exact.
     nodes = grids[-1]
     separations = _separations(blocks, count - 1, nodes)
-    highest = float(-scipy.special.ndtri(delta * _FLOOR))
-    sized = np.minimum(separations, _FARTHEST)
-    top = np.maximum(sized * highest + sized**2 / 2, 1e-6)
+    top = node_levels.gaussian_top(separations, delta * _FLOOR)
     table = Table(nodes, top, np.empty((len(nodes), resolution.columns)))
-    table = _met(table._replace(values=_gaussian.delta(table.levels, separations[:, None])))
+    table = node_levels.met(
+        table._replace(values=_gaussian.delta(table.levels, separations[:, None]))
+    )
 
     chosen: list[np.ndarray] = []
     t, since = count - 2, 0
@@ -145,12 +125,12 @@ def solve(
         # The table stands after the noise of block t; a step leads to after that of t - 1.
         nodes = grids[t - 1]
         separations = _separations(blocks, t, nodes)
-        top = _needed(table, separations, delta * _FLOOR)
+        top = node_levels.needed(table, separations, delta * _FLOOR)
         same = _repeats(blocks, grids, t)
         again = max(1, min(same, math.ceil(_GROWTH * since)))
         if again > 1:
-            top = np.maximum(top, _needed(table, nodes, delta * _FLOOR))
-            table = _at_levels(table, top)
+            top = np.maximum(top, node_levels.needed(table, nodes, delta * _FLOOR))
+            table = node_levels.at_levels(table, top)
         key = (id(table.nodes), bool(blocks.merged[t]), separations.tobytes())
         if key not in made:
             made = {
@@ -174,7 +154,7 @@ def solve(
                 values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
             found = step(values).reshape(levels.shape)
             found[separations > target.nodes[target.size - 1]] = 1
-            table = _met(Table(nodes, top, np.minimum(found, 1)))
+            table = node_levels.met(Table(nodes, top, np.minimum(found, 1)))
         t, since = t - again, since + again
         advance(again)
         del step  # before the next is made: they are the largest there is
@@ -189,7 +169,7 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
     exact = _gaussian.delta(epsilons, separation)
     if table is None or separation == 0 or separation > table.nodes[-1]:
         return np.asarray(exact)
-    tail, merged = _tail(solved.delta, len(blocks.noise)), bool(blocks.merged[0])
+    tail, merged = tail_of(solved.delta, len(blocks.noise)), bool(blocks.merged[0])
     row = node_rows.make_rows(
         np.array([separation]),
         table.nodes,
@@ -229,7 +209,7 @@ def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
     count = len(blocks.noise)
     if count == 1:
         return 0.0
-    tail = _tail(delta, count)
+    tail = tail_of(delta, count)
     grids = _grids(blocks, resolution.gap, tail)
     window = max(_reach(grid, tail) for grid in grids)
     if max(map(len, grids)) * window > _MOST_ENTRIES:
@@ -276,10 +256,10 @@ def _grids(blocks: Blocks, gap: float, tail: float) -> list[np.ndarray]:
     made: dict[int, np.ndarray] = {}
     for c, s, sigma in zip(*(part[:-1].tolist() for part in blocks[1:4]), strict=True):
         reach, variance = c * reach + s, c * c * variance + sigma * sigma
-        end = min((reach + 2 * tail * math.sqrt(variance)) / sigma, _FARTHEST)
+        end = min((reach + 2 * tail * math.sqrt(variance)) / sigma, node_levels.FARTHEST)
         power = math.ceil(math.log(end) / math.log(_STRETCH))
         if power not in made:
-            made[power] = node_rows.make_nodes(_STRETCH**power, gap)
+            made[power] = node_rows.make_nodes(_STRETCH**power, gap, tail)
         grids.append(made[power])
     return grids
 
@@ -317,7 +297,9 @@ def _missed(
         return np.stack([values, values])
     # At the node's own levels, but as far apart as the next node.
     levels, spacing = table.levels[:-1], table.top[1:, None] / (table.values.shape[1] - 1)
-    beyond = np.append(_chord(table.values[1:], levels, spacing), table.values[-1:], axis=0)
+    beyond = np.append(
+        node_levels.chord(table.values[1:], levels, spacing), table.values[-1:], axis=0
+    )
     # The widest cell of a row's window against that which its lookout is made for.
     gaps = np.diff(table.nodes)
     near = np.maximum(
@@ -336,56 +318,14 @@ def _missed(
     return np.stack(parts)
 
 
-def _chord(values: np.ndarray, levels: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Values at other levels of the same nodes, by chords in e^L."""
-    last = values.shape[1] - 1
-    i = np.minimum((levels / spacing).astype(int), last - 1)
-    over = np.clip(levels - i * spacing, 0, spacing)
-    share = np.clip(np.expm1(over) / np.expm1(spacing) - 1e-12, 0, 1)
-    low, high = (np.take_along_axis(values, j, axis=1) for j in (i, i + 1))
-    return np.asarray(low + (high - low) * share)
-
-
-def _at_levels(table: Table, top: np.ndarray) -> Table:
-    spacing = table.top[:, None] / (table.values.shape[1] - 1)
-    other = table._replace(top=top)
-    return other._replace(values=_chord(table.values, other.levels, spacing))
-
-
-def _needed(table: Table, separations: np.ndarray, floor: float) -> np.ndarray:
-    """How high L must go at each separation: to where values fall below `floor`."""
-    rows = np.arange(len(table.top))
-    low = table.values <= floor
-    first = np.where(low.any(axis=1), low.argmax(axis=1), table.values.shape[1] - 1)
-    before = np.maximum(first - 1, 0)
-    levels = table.levels
-    above = np.log(np.maximum(table.values[rows, before], 1e-300))
-    below = np.log(np.maximum(table.values[rows, first], 1e-300))
-    fall = np.maximum(above - below, 1e-12)
-    share = np.where(low.any(axis=1), np.clip((above - math.log(floor)) / fall, 0, 1), 1.0)
-    top = levels[rows, before] + share * (levels[rows, first] - levels[rows, before])
-    # It grows like the square of the distance at most. What seems to grow faster is the end of the
-    # tables, which is charged at any L.
-    squares = np.maximum(table.nodes, 1e-9) ** 2
-    top[1:] = np.minimum.accumulate(top[1:] / squares[1:]) * squares[1:]
-    top[0] = top[1]
-    top = np.maximum.accumulate(np.maximum(top, 1e-6))
-    return np.asarray(np.interp(separations, table.nodes, top))
-
-
-def _met(table: Table) -> Table:
-    """The same with value 0 at distance 0."""
-    table.values[0] = 0
-    return table
-
-
 def _target(table: Table, size: int) -> Target:
     nodes = np.append(table.nodes, table.nodes[-1] + np.arange(1, size - len(table.nodes) + 1))
     columns = table.values.shape[1]
     return Target(nodes, _padded(table.top / (columns - 1), size), len(table.nodes), columns)
 
 
-def _tail(delta: float, count: int) -> float:
+def tail_of(delta: float, count: int) -> float:
+    """Deviations of the noise beyond which everything counts as 1."""
     return float(-scipy.special.ndtri(delta * _TAIL / count))
 
 

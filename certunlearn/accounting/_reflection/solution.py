@@ -22,14 +22,14 @@ import contextlib
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from certunlearn.accounting import _gaussian, _taut_string
 from certunlearn.accounting._reflection import node_tables
-from certunlearn.accounting._reflection.blocks import Steps, affordable
+from certunlearn.accounting._reflection.blocks import Steps, affordable, variants
 from certunlearn.accounting._reflection.node_tables import Resolution, Solved
 from certunlearn.accounting.accountant_base import LEAST_NOISE_SCALE
 
@@ -40,8 +40,8 @@ _STRIDE, _SHORT, _GUESS, _NEAR = 0.5, 0.92, 0.03, 0.006
 _SOLUTIONS = 8  # on either tables, at most
 _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 
-# Below it the windows of tables outgrow what the proof allows; interpolation is asked alone.
-LEAST_DELTA = 1e-20
+# Below it float64's smallest numbers are no longer small beside it; interpolation is asked alone.
+LEAST_DELTA = 1e-100
 
 _COLUMNS = 16
 _POINTS = 6  # of a curve that are worked out
@@ -63,8 +63,7 @@ def delta(steps: Steps, epsilon: float, delta_scale: float = 1e-5) -> float:
     capped = float(_gaussian.delta(epsilon, _mu(steps)))
     if math.isinf(_mu(steps)) or delta_scale < LEAST_DELTA:
         return capped
-    solved = _solved(steps, delta_scale)
-    return min(capped, float(node_tables.profile(solved, np.array([epsilon]))[0]))
+    return min(capped, _profile(_solved(steps, delta_scale), epsilon))
 
 
 def epsilon(steps: Steps, delta: float) -> float:
@@ -74,7 +73,7 @@ def epsilon(steps: Steps, delta: float) -> float:
     capped = float(_gaussian.epsilon(_mu(steps), delta))
     if math.isinf(capped) or capped == 0 or delta < LEAST_DELTA:
         return capped
-    return _epsilon(_solved(steps, delta), delta, capped)
+    return min(_epsilon(solved, delta, capped) for solved in _solved(steps, delta))
 
 
 def bracket(steps: Steps, delta: float, tolerance: float) -> tuple[float, float]:
@@ -88,6 +87,12 @@ def bracket(steps: Steps, delta: float, tolerance: float) -> tuple[float, float]
     capped = float(_gaussian.epsilon(_mu(steps), delta))
     if math.isinf(capped) or capped == 0 or delta < LEAST_DELTA:
         return capped, capped
+    found = [_bracket(each, delta, tolerance, capped) for each in variants(steps)]
+    return min(found, key=lambda ends: ends[1])
+
+
+def _bracket(steps: Steps, delta: float, tolerance: float, capped: float) -> tuple[float, float]:
+    """The same of the run as it is, all its noise used."""
     run, tables = affordable(steps, delta)
     low, high = 0.0, capped
     for _ in range(_REFINEMENTS + 1):
@@ -134,13 +139,13 @@ def _noise_scale_once(
 
         @functools.cache
         def excess(log_scale: float, tables: Resolution) -> float:
-            scaled, usual = affordable(
-                steps._replace(noise=steps.noise * math.exp(log_scale)), delta
-            )
-            # As the claim will be derived again, or coarser.
-            used = tables if tables.gap > usual.gap else usual
-            solved = node_tables.solve(scaled, delta, used, advance=advance)
-            found = float(node_tables.profile(solved, np.array([epsilon]))[0])
+            solved = []
+            for each in variants(steps._replace(noise=steps.noise * math.exp(log_scale))):
+                scaled, usual = affordable(each, delta)
+                # As the claim will be derived again, or coarser.
+                used = tables if tables.gap > usual.gap else usual
+                solved.append(node_tables.solve(scaled, delta, used, advance=advance))
+            found = _profile(solved, epsilon)
             return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
         # Coarse tables tell where to begin and the slope there.
@@ -235,7 +240,7 @@ def _mu(steps: Steps) -> float:
     return _taut_string.gdp_mu(steps.distance, steps.contraction, steps.shift, steps.noise)
 
 
-def _solved(steps: Steps, delta: float) -> Solved:
+def _solved(steps: Steps, delta: float) -> tuple[Solved, ...]:
     return _solved_once(*_hashable(steps), delta)
 
 
@@ -251,10 +256,18 @@ def _solved_once(
     shift: bytes,
     noise: bytes,
     delta: float,
-) -> Solved:
+) -> tuple[Solved, ...]:
     steps = Steps(distance, *map(np.frombuffer, (contraction, shift, noise)))
-    run, tables = affordable(steps, delta)
-    return node_tables.solve(run, delta, tables)
+    found = []
+    for each in variants(steps):
+        run, tables = affordable(each, delta)
+        found.append(node_tables.solve(run, delta, tables))
+    return tuple(found)
+
+
+def _profile(solved: Sequence[Solved], epsilon: float) -> float:
+    """The least delta at `epsilon` of several solutions."""
+    return min(float(node_tables.profile(each, np.array([epsilon]))[0]) for each in solved)
 
 
 def _epsilon(solved: Solved, delta: float, highest: float) -> float:
