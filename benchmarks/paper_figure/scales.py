@@ -12,7 +12,7 @@ from certunlearn.mechanisms import Mechanism, ModelClipping, OutputPerturbation
 DELTA = 1e-5
 STEPS = 20  # noisy ones
 CLIP_NORM = 0.1  # so small that nearly every gradient is clipped: each step has its full length
-MODEL_RATE = 0.1  # of the noisy steps of model clipping, which are not clipped
+MODEL_RATE = 1.0  # times the radius, of model clipping's steps, whose gradients are not clipped
 ACCOUNTANTS = ("closed-form", "interpolation", "coupling")
 GRADIENT, MODEL, OUTPUT = "gradient clipping", "model clipping", "output perturbation"
 CERTIFIED = (*(f"{GRADIENT}, {name}" for name in ACCOUNTANTS), MODEL, OUTPUT)
@@ -29,7 +29,10 @@ def mechanism(method: str, radius: float, steps: int = STEPS) -> Mechanism:
         return OutputPerturbation(init_radius=radius)
     if kind(method) == MODEL:
         return ModelClipping(
-            init_radius=radius, model_radius=radius, learning_rate=MODEL_RATE, steps=steps
+            init_radius=radius,
+            model_radius=radius,
+            learning_rate=radius * MODEL_RATE,
+            steps=steps,
         )
     return cu.GradientClipping(
         init_radius=radius,
@@ -49,3 +52,8 @@ def unit_scale(method: str, epsilon: float, steps: int = STEPS) -> dict[str, Any
     except ValueError as error:
         return {"refused": str(error)}
     return {"scale": scale}
+
+
+def takes_gradients(chosen: Mechanism) -> bool:
+    """Whether its noisy steps look at data, and so count as compute."""
+    return not isinstance(chosen, OutputPerturbation)
