@@ -60,8 +60,6 @@ class Lab(NamedTuple):
     fresh: Any
     keys: jax.Array
     batches: list[np.ndarray]
-    adam_step: Callable[..., Any]
-    noisy_step: Callable[[Mechanism], Callable[..., Any]]
 
 
 def adam(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -98,7 +96,7 @@ def prepare(problem: datasets.Problem, schedule: Schedule, seeds: Sequence[int])
     everything = np.tile(np.arange(size), (len(seeds), 1))
     kept = size - round(size * FORGET_FRACTION)
     retain = np.stack([np.asarray(jax.random.permutation(k, size)) for k in fold(keys, 0)])[:, :kept]
-    step, data = compiled_step(net, adam), jax.tree.map(jnp.asarray, problem.train)
+    step, data = _adam_step(net), jax.tree.map(jnp.asarray, problem.train)
     steps = schedule.train_epochs * (size // batch)
     params = init(fold(keys, 1))
     state = adam_state(params, jnp.full(len(seeds), TRAIN_RATE))
@@ -113,8 +111,6 @@ def prepare(problem: datasets.Problem, schedule: Schedule, seeds: Sequence[int])
         fresh=init(fold(keys, 3)),
         keys=keys,
         batches=batches_of(retain, fold(keys, 4), batch, schedule.steps),
-        adam_step=step,
-        noisy_step=functools.cache(functools.partial(_noisy_step, net, center)),
     )
 
 
@@ -139,7 +135,7 @@ def finished(
     lab: Lab, params: Any, rates: Sequence[float], taken: int, examples: data_lib.Examples
 ) -> list[Any]:
     """Fine-tunes what has taken so many steps. By setting a curve of accuracies."""
-    step = functools.partial(_together, lab.adam_step, len(rates))
+    step = functools.partial(_together, _adam_step(lab.problem.net), len(rates))
     state = adam_state(params, jnp.repeat(jnp.asarray(rates, jnp.float32), len(lab.keys)))
     points = []
     for checkpoint in lab.schedule.checkpoints:
@@ -191,8 +187,9 @@ def unlearned(
     state, taken = (state, rounded, radii), 0
     if scales.takes_gradients(unit):
         taken = unit.steps
-        step = functools.partial(_together, lab.noisy_step(unit), count)
-        inside, _ = descend(step, inside, state, lab.data, lab.batches[:taken])
+        step = functools.partial(_together, _noisy_step(lab.problem.net, unit), count)
+        data = (lab.data, lab.center)
+        inside, _ = descend(step, inside, state, data, lab.batches[:taken])
     else:
         inside = _perturbed(unit, inside, state)
     params = jax.vmap(_outside, in_axes=(None, 0, 0))(lab.center, radii, inside)
@@ -214,13 +211,19 @@ def _started(unit: Mechanism, center: Any, params: Any, radii: Any, keys: Any) -
     return jax.vmap(one)(params, radii, keys)
 
 
-def _noisy_step(net: Any, center: Any, unit: Mechanism) -> Callable[..., Any]:
+@functools.cache
+def _adam_step(net: Any) -> Callable[..., Any]:
+    return compiled_step(net, adam)
+
+
+@functools.cache
+def _noisy_step(net: Any, unit: Mechanism) -> Callable[..., Any]:
     """One step of all replicas; gradients are those with respect to the parameters."""
     update = noisy_update(unit, None)
 
     def one(inside: Any, state: Any, data: Any, indices: jax.Array) -> tuple[Any, Any]:
-        inner, scale, radius = state
-        batch = jax.tree.map(lambda x: x[indices], data)
+        (inner, scale, radius), (examples, center) = state, data
+        batch = jax.tree.map(lambda x: x[indices], examples)
         params = _outside(center, radius, inside)
         grads = jax.grad(functools.partial(network.mean_loss, net))(params, batch)
         updates, (inner, _) = update(grads, (inner, scale), inside)
