@@ -110,9 +110,7 @@ def chosen(cells: dict[str, Any], problem: str, method: str, epsilon: float) -> 
 def compare(store: Store, lab: Lab, epsilons: Sequence[float]) -> None:
     """The test accuracies of all methods, each with the hyperparameters that tuning chose."""
     name, test = lab.problem.name, lab.problem.test
-    store.cell(
-        f"original/{name}", lambda: running.measured(lab, lab.original, test)[0].tolist()
-    )
+    store.cell(f"original/{name}", lambda: running.measured(lab, lab.original, test)[0].tolist())
     for epsilon in epsilons:
         for method in METHODS:
             certified = DEFAULT if method in (CENTER, SAME, TUNED) else method

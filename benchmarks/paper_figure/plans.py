@@ -27,15 +27,17 @@ class Plan(NamedTuple):
     def record(self) -> dict[str, Any]:
         """As JSON."""
         parts = {
-            name: {**part._asdict(), "schedule": part.schedule._asdict(), "grid": part.grid._asdict()}
+            name: {
+                **part._asdict(),
+                "schedule": part.schedule._asdict(),
+                "grid": part.grid._asdict(),
+            }
             for name, part in self.parts.items()
         }
         return {**self._asdict(), "parts": parts, "sweep": self.sweep._asdict()}
 
 
 RADII = (0.001, 0.01, 0.1)
-
-
 
 
 def full(seeds: int) -> Plan:

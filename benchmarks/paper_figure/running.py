@@ -95,7 +95,9 @@ def prepare(problem: datasets.Problem, schedule: Schedule, seeds: Sequence[int])
     init = jax.vmap(functools.partial(datasets.init, problem))
     everything = np.tile(np.arange(size), (len(seeds), 1))
     kept = size - round(size * FORGET_FRACTION)
-    retain = np.stack([np.asarray(jax.random.permutation(k, size)) for k in fold(keys, 0)])[:, :kept]
+    retain = np.stack([np.asarray(jax.random.permutation(k, size)) for k in fold(keys, 0)])[
+        :, :kept
+    ]
     step, data = _adam_step(net), jax.tree.map(jnp.asarray, problem.train)
     steps = schedule.train_epochs * (size // batch)
     params = init(fold(keys, 1))
