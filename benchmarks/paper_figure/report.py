@@ -131,38 +131,44 @@ def _steps(record: dict[str, Any], problem: str) -> int:
 def said(record: dict[str, Any]) -> str:
     """What was compared, and how."""
     plan = record["plan"]
-    first = next(iter(plan["parts"].values()))
-    trials = len(first["grid"]["radii"]) * len(first["grid"]["rates"])
-    sizes = "; ".join(
-        f"{TITLES[name]}: {record['cells'][f'parameters/{name}']:,} parameters, batches of "
-        f"{part['schedule']['batch_size']}, {part['schedule']['checkpoints'][-1]} steps, "
-        f"{part['schedule']['train_epochs']} epochs for the original models (test "
-        f"{numbers.percent(record['cells'][f'original/{name}'])})"
-        for name, part in plan["parts"].items()
-        if f"original/{name}" in record["cells"]
-    )
+    grid = next(iter(plan["parts"].values()))["grid"]
+    held_out = next(iter(plan["parts"].values()))["validation"]
+    sizes = " ".join(_size(record, name) for name in plan["parts"])
+    tried = ", ".join(f"{radius:g}" for radius in grid["radii"])
     return f"""\
 Test accuracy in per cent, mean +- standard error over {plan["seeds"]} seeds, which vary the
 original model, the forget set ({FORGET_FRACTION:.0%} of the training images, at random), the
 batches and the noise. Epsilon is what each accountant certifies, at delta = {scales.DELTA:g}.
-{sizes}. CIFAR-10 is shrunk to 16 x 16 pixels. These are short runs, of about an epoch or less.
+{sizes} These are short runs, of an epoch or less. CIFAR-10 is shrunk to 16 x 16 pixels.
 
 **Compute** is the number of example gradients. Noisy steps count as much as those of fine-tuning;
 output perturbation has no noisy step on data, and fine-tunes for all steps. All methods take the
 same batches. Training the original model is not counted.
 
-**Tuning**: {trials} trials for every method at each epsilon, one seed of its own, a validation split of
-{first["validation"]:,} training images that no model is trained on. A trial's score is its mean accuracy over
-the computes. Certified methods try radii ({", ".join(f"{r:g}" for r in first["grid"]["radii"])}) and rates of fine-tuning by Adam; the
-tuned retraining tries as many rates. The run from the centre and the retraining with the same
-schedule have no tuning of their own: they take what was best for {DEFAULT}. The centre
-is fresh random weights. Steps of gradient clipping are as long together as the radius; model
-clipping has one radius for starts and models. A radius or a rate at the edge of its grid says that
-a wider one might do better.
+**Tuning**: {len(grid["radii"]) * len(grid["rates"])} trials for every method at each epsilon, with
+one seed of its own, on {held_out:,} training images that no model is trained on. A trial's score is
+its mean accuracy over the computes. Certified methods try radii ({tried}) and rates of
+fine-tuning by Adam; the tuned retraining tries as many rates. The run from the centre and the
+retraining with the same schedule have no tuning of their own: they take what was best for
+{DEFAULT}. The centre is fresh random weights. Steps of gradient clipping
+are as long together as the radius; model clipping has one radius for starts and models. Where
+tuning chose the edge of a grid, a wider one might do better.
 
 **From the centre**: the same noisy run with the same noise scale and other noise, which never saw
-the forget set. **Better** and **worse**: by more than {numbers.SURE:g} standard errors of the difference of
-paired seeds; with {plan["seeds"]} seeds some of many comparisons are so by chance."""
+the forget set. **Better** and **worse**: by more than {numbers.SURE:g} standard errors of the
+difference of paired seeds; some of many comparisons are so by chance."""
+
+
+def _size(record: dict[str, Any], name: str) -> str:
+    cells, schedule = record["cells"], record["plan"]["parts"][name]["schedule"]
+    if f"original/{name}" not in cells:
+        return ""
+    return (
+        f"{TITLES[name]}: {cells[f'parameters/{name}']:,} parameters, batches of "
+        f"{schedule['batch_size']}, {schedule['noisy_steps']} noisy steps, "
+        f"{schedule['checkpoints'][-1]} steps in all; {schedule['train_epochs']} epochs for the "
+        f"original models, test {numbers.percent(cells[f'original/{name}'])}."
+    )
 
 
 def to_text(record: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def mechanism(method: str, radius: float, steps: int = STEPS) -> Mechanism:
     return cu.GradientClipping(
         init_radius=radius,
         clip_norm=CLIP_NORM,
-        # All steps together are as long as the radius: less would learn less, more needs more noise.
+        # All steps together are as long as the radius: longer ones need more noise.
         learning_rate=radius / (CLIP_NORM * steps),
         steps=steps,
     )

@@ -34,6 +34,7 @@ class Store:
     """Cells by name. Each new one is written to the file before the next is begun."""
 
     def __init__(self, path: Path, plan: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Goes on with the file's cells; `more` is written beside the plan."""
         self._path, self._plan, self._more = path, plan, more
         self.cells = load(path, plan)
 
