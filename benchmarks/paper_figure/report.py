@@ -5,7 +5,6 @@ from typing import Any
 
 from benchmarks.paper_figure import numbers, scales
 from benchmarks.paper_figure.experiment import CENTER, DEFAULT, METHODS, TUNED, chosen, curve
-from certunlearn import planning
 from certunlearn.demo.run import FORGET_FRACTION
 
 TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
@@ -101,7 +100,7 @@ def sweep_table(record: dict[str, Any], problem: str) -> str:
             continue
         scale = record["cells"][f"scale/{DEFAULT}/{place.epsilon:g}"]["scale"]
         mechanism = scales.mechanism(DEFAULT, place.radius, _steps(record, problem))
-        noise = planning.total_noise(mechanism, place.radius * scale) or 0.0
+        noise = mechanism.total_noise_scale(place.radius * scale) or 0.0
         cells = [
             numbers.percent(run["accuracy"][at])
             for at in (0, -1)

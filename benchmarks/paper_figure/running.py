@@ -6,6 +6,7 @@ their leading axis is that of settings, then of seeds.
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,6 @@ class Lab(NamedTuple):
     data: Any
     center: Any
     original: Any
-    fresh: Any
     keys: jax.Array
     batches: list[np.ndarray]
 
@@ -103,14 +103,12 @@ def prepare(problem: datasets.Problem, schedule: Schedule, seeds: Sequence[int])
     params = init(fold(keys, 1))
     state = adam_state(params, jnp.full(len(seeds), TRAIN_RATE))
     training = batches_of(everything, fold(keys, 2), batch, steps)
-    center = datasets.init(problem, jax.random.key(PUBLIC_SEED))
     return Lab(
         problem=problem,
         schedule=schedule,
         data=data,
-        center=center,
+        center=init(fold(keys, PUBLIC_SEED)),
         original=descend(step, params, state, data, training)[0],
-        fresh=init(fold(keys, 3)),
         keys=keys,
         batches=batches_of(retain, fold(keys, 4), batch, schedule.steps),
     )
@@ -130,7 +128,8 @@ def measured(lab: Lab, params: Any, examples: data_lib.Examples) -> np.ndarray:
 
 def repeated(tree: Any, settings: int) -> Any:
     """The seeds' arrays once for every setting; they are copies, which steps may overwrite."""
-    return jax.tree.map(lambda x: jnp.tile(x, (settings, *[1] * (x.ndim - 1))), tree)
+    tiled = lambda x: jnp.tile(x, (settings, *[1] * (x.ndim - 1)))  # noqa: E731
+    return jax.tree.map(lambda x: jnp.array(tiled(x), copy=True), tree)
 
 
 def finished(
@@ -152,8 +151,11 @@ def finished(
 
 
 def retrained(lab: Lab, rates: Sequence[float], examples: data_lib.Examples) -> list[Any]:
-    """By rate the curve of fresh models that take all steps without noise."""
-    return finished(lab, repeated(lab.fresh, len(rates)), rates, 0, examples)
+    """By rate the curve of models that take all steps without noise, from the centre.
+
+    It is fresh random weights; from others the luck of the start would differ between methods.
+    """
+    return finished(lab, repeated(lab.center, len(rates)), rates, 0, examples)
 
 
 class Trial(NamedTuple):
@@ -176,26 +178,32 @@ def unlearned(
     The run is that of the mechanism of radius 1 in coordinates y, where the parameters are
     centre + radius * y: so one compiled step serves all radii, and they are replicas, too.
     """
-    start, keys, count = lab.original, fold(lab.keys, 6), len(trials)
-    if from_center:
-        # Noise of its own: runs with the same noise would differ by what it is there to hide.
-        start = jax.tree.map(lambda o, c: jnp.broadcast_to(c, o.shape), lab.original, lab.center)
-        keys = fold(lab.keys, 7)
+    start, count = lab.center if from_center else lab.original, len(trials)
+    center = repeated(lab.center, count)
     each = lambda values: jnp.repeat(jnp.asarray(values, jnp.float32), len(lab.keys))  # noqa: E731
     radii = each([trial.radius for trial in trials])
     rounded = each([schedules.round_up(trial.unit_scale, np.float32) for trial in trials])
     unit = scales.mechanism(method, 1.0, lab.schedule.noisy_steps)
-    inside, state = _started(unit, lab.center, repeated(start, count), radii, jnp.tile(keys, count))
-    state, taken = (state, rounded, radii), 0
+    keys = jnp.concatenate([_noise_keys(lab, method, trial, from_center) for trial in trials])
+    inside, state = _started(unit, center, repeated(start, count), radii, keys)
+    state, taken = (state, rounded, radii, center), 0
     if scales.takes_gradients(unit):
         taken = unit.steps
         step = functools.partial(_together, _noisy_step(lab.problem.net, unit), count)
-        data = (lab.data, lab.center)
-        inside, _ = descend(step, inside, state, data, lab.batches[:taken])
+        inside, _ = descend(step, inside, state, lab.data, lab.batches[:taken])
     else:
         inside = _perturbed(unit, inside, state)
-    params = jax.vmap(_outside, in_axes=(None, 0, 0))(lab.center, radii, inside)
+    params = jax.vmap(_outside)(center, radii, inside)
     return finished(lab, params, [trial.rate for trial in trials], taken, examples)
+
+
+def _noise_keys(lab: Lab, method: str, trial: Trial, from_center: bool) -> jax.Array:
+    """Each seed's: two runs with the same noise would differ by what it is there to hide.
+
+    Trials have noise of their own, too, so that one draw does not favour a method everywhere.
+    """
+    own = zlib.crc32(f"{method} {trial}".encode())
+    return fold(fold(lab.keys, 7 if from_center else 6), own)
 
 
 def _outside(center: Any, radius: jax.Array, inside: Any) -> Any:
@@ -205,12 +213,12 @@ def _outside(center: Any, radius: jax.Array, inside: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _started(unit: Mechanism, center: Any, params: Any, radii: Any, keys: Any) -> tuple[Any, Any]:
-    def one(own: Any, radius: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+    def one(own: Any, center: Any, radius: jax.Array, key: jax.Array) -> tuple[Any, Any]:
         inside = jax.tree.map(lambda p, c: (p - c) / radius, own, center)
         inside = cu.clip_params(inside, 1.0)
         return inside, cu.noisy_sgd(unit, 1.0, key=key).init(inside)
 
-    return jax.vmap(one)(params, radii, keys)
+    return jax.vmap(one)(params, center, radii, keys)
 
 
 @functools.cache
@@ -224,12 +232,12 @@ def _noisy_step(net: Any, unit: Mechanism) -> Callable[..., Any]:
     update = noisy_update(unit, None)
 
     def one(inside: Any, state: Any, data: Any, indices: jax.Array) -> tuple[Any, Any]:
-        (inner, scale, radius), (examples, center) = state, data
-        batch = jax.tree.map(lambda x: x[indices], examples)
+        inner, scale, radius, center = state
+        batch = jax.tree.map(lambda x: x[indices], data)
         params = _outside(center, radius, inside)
         grads = jax.grad(functools.partial(network.mean_loss, net))(params, batch)
         updates, (inner, _) = update(grads, (inner, scale), inside)
-        return optax.apply_updates(inside, updates), (inner, scale, radius)
+        return optax.apply_updates(inside, updates), (inner, scale, radius, center)
 
     return jax.jit(jax.vmap(one, in_axes=(0, 0, None, 0)))
 
