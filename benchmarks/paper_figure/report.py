@@ -136,8 +136,9 @@ def said(record: dict[str, Any]) -> str:
     tried = ", ".join(f"{radius:g}" for radius in grid["radii"])
     return f"""\
 Test accuracy in per cent, mean +- standard error over {plan["seeds"]} seeds, which vary the
-original model, the forget set ({FORGET_FRACTION:.0%} of the training images, at random), the
-batches and the noise. Epsilon is what each accountant certifies, at delta = {scales.DELTA:g}.
+original model, the public centre, the forget set ({FORGET_FRACTION:.0%} of the training images, at
+random), the batches and the noise. Epsilon is what each accountant certifies, at delta =
+{scales.DELTA:g}.
 {sizes} These are short runs, of an epoch or less. CIFAR-10 is shrunk to 16 x 16 pixels.
 
 **Compute** is the number of example gradients. Noisy steps count as much as those of fine-tuning;
@@ -149,8 +150,9 @@ one seed of its own, on {held_out:,} training images that no model is trained on
 its mean accuracy over the computes. Certified methods try radii ({tried}) and rates of
 fine-tuning by Adam; the tuned retraining tries as many rates. The run from the centre and the
 retraining with the same schedule have no tuning of their own: they take what was best for
-{DEFAULT}. The centre is fresh random weights. Steps of gradient clipping
-are as long together as the radius; model clipping has one radius for starts and models. Where
+{DEFAULT}. The centre is fresh random weights, and retraining starts
+there, too: else the luck of a start would differ. Steps of gradient clipping are as long
+together as the radius; model clipping has one radius for starts and models. Where
 tuning chose the edge of a grid, a wider one might do better.
 
 **From the centre**: the same noisy run with the same noise scale and other noise, which never saw
