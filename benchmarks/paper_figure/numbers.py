@@ -4,22 +4,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from benchmarks.paper_figure.experiment import CENTER, DEFAULT, METHODS, SAME, Sweep, curve
 
-SURE = 2.0  # standard errors of a difference that count as one
+CONFIDENCE = 0.95  # of the interval (Student's t) that must not hold 0 where a difference counts
 
 
 class Difference(NamedTuple):
-    """In one place, and its standard error over seeds."""
+    """In one place, and half the width of its confidence interval over seeds."""
 
     mean: float
-    error: float
+    margin: float
 
     @property
     def sign(self) -> int:
-        """1 or -1 where it is more than `SURE` standard errors, else 0."""
-        return int(np.sign(self.mean)) * (abs(self.mean) > SURE * self.error)
+        """1 or -1 where the interval does not hold 0, else 0."""
+        return int(np.sign(self.mean)) * (abs(self.mean) > self.margin)
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
@@ -37,7 +38,8 @@ def percent(values: Sequence[float]) -> str:
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Of two methods that share each seed's batches; in per cent."""
-    return Difference(*mean_error(np.subtract(ours, theirs).tolist()))
+    mean, error = mean_error(np.subtract(ours, theirs).tolist())
+    return Difference(mean, error * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(ours) - 1))
 
 
 def problems(record: dict[str, Any]) -> list[str]:

@@ -156,8 +156,8 @@ together as the radius; model clipping has one radius for starts and models. Whe
 tuning chose the edge of a grid, a wider one might do better.
 
 **From the centre**: the same noisy run with the same noise scale and other noise, which never saw
-the forget set. **Better** and **worse**: by more than {numbers.SURE:g} standard errors of the
-difference of paired seeds; some of many comparisons are so by chance."""
+the forget set. **Better** and **worse**: the {numbers.CONFIDENCE:.0%} interval of the difference of
+paired seeds (Student's t) does not hold 0; by chance alone one in 40 is better, and one in 40 worse."""
 
 
 def _size(record: dict[str, Any], name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import certunlearn as cu
 
 ROOT = Path(__file__).parents[2]
+KEY = jax.random.key(0)
 FOLDER = ROOT / "benchmarks" / "paper-figure"
 
 
@@ -104,9 +105,14 @@ def test_all_methods_take_equally_many_gradients(package, monkeypatch):
     monkeypatch.setattr(running, "_noisy_step", lambda net, unit: counting)
     monkeypatch.setattr(running, "_perturbed", lambda unit, inside, state: inside)
     monkeypatch.setattr(running, "_started", lambda unit, center, params, *rest: (params, ()))
+    monkeypatch.setattr(running, "_noise_keys", lambda lab, *rest: lab.keys)
     monkeypatch.setattr(running, "measured", lambda lab, params, examples: np.zeros((1, 2)))
     schedule = running.Schedule(10, 3, (3, 4, 9), 1)
-    lab = running.prepare(problem(datasets), schedule, [0, 1])
+    places = running.batches_of(np.tile(np.arange(40), (2, 1)), jax.random.split(KEY), 10, 9)
+    params = {"w": jnp.zeros((2, 3))}
+    lab = running.Lab(
+        problem(datasets), schedule, None, params, params, jax.random.split(KEY), places
+    )
     trial = running.Trial(0.1, 0.01, 1.0)
     runs = [
         lambda: running.retrained(lab, [0.01], None),
@@ -181,10 +187,10 @@ def test_unit_coordinates_are_the_mechanism_of_that_radius(package, method):
     scale = trial.radius * trial.unit_scale
     tx = cu.noisy_sgd(mechanism, scale, key=key, center=center)
     state = tx.init(params)
-    for indices in lab.batches:
-        batch = jax.tree.map(lambda leaf: leaf[indices[0]], lab.data)
-        loss = lambda own, batch=batch: running.network.mean_loss(lab.problem.net, own, batch)
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+    gradient = jax.grad(lambda own, batch: running.network.mean_loss(lab.problem.net, own, batch))
+    for (indices,) in lab.batches:
+        batch = {name: values[indices] for name, values in lab.data.items()}
+        updates, state = tx.update(gradient(params, batch), state, params)
         params = jax.tree.map(jnp.add, params, updates)
     for ours, theirs in zip(jax.tree.leaves(seen["params"]), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -224,6 +230,10 @@ def test_standard_errors(package):
     assert numbers.difference([0.5, 0.6], [0.4, 0.5]).sign == 1
     assert numbers.difference([0.5, 0.6], [0.6, 0.5]).sign == 0
     assert numbers.difference([0.4, 0.5], [0.5, 0.6]).sign == -1
+    # Differences of 1, 2 and 3 points: a standard error of 0.577, and t = 4.303.
+    assert numbers.difference([0.01, 0.02, 0.03], [0, 0, 0]).margin == pytest.approx(
+        2.484, abs=1e-3
+    )
 
 
 @pytest.mark.slow
