@@ -157,7 +157,8 @@ tuning chose the edge of a grid, a wider one might do better.
 
 **From the centre**: the same noisy run with the same noise scale and other noise, which never saw
 the forget set. **Better** and **worse**: the {numbers.CONFIDENCE:.0%} interval of the difference of
-paired seeds (Student's t) does not hold 0; by chance alone one in 40 is better, and one in 40 worse."""
+paired seeds (Student's t) does not hold 0; by chance alone one comparison in 40 is better, and one
+in 40 worse."""
 
 
 def _size(record: dict[str, Any], name: str) -> str:
