@@ -42,7 +42,7 @@ def test_the_demo():
     steps = {row["name"]: row["steps"] for row in record("demo-digits/results.json")["rows"]}
     assert steps["unlearned and fine-tuned"] == steps["started from the centre"]
     wanted = [steps["started from the centre"], steps["retrained, stopped when as good"]]
-    assert numbers(answer("Does unlearning")) == [str(each) for each in wanted]
+    assert numbers(answer("Does unlearning a network")) == [str(each) for each in wanted]
 
 
 def test_deletion():
