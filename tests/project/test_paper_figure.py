@@ -159,7 +159,7 @@ def test_the_default_s_noise_is_certified_at_every_radius(package, record):
     scale = record["cells"][f"scale/{experiment.DEFAULT}/1"]["scale"]
     mechanism = scales.mechanism(experiment.DEFAULT, 0.01)
     found = cu.epsilon(mechanism, noise_scale=0.01 * scale, delta=scales.DELTA)
-    assert found == pytest.approx(1.0, rel=1e-3)
+    assert 0.995 < found <= 1.0  # coupling's noise is rounded up
 
 
 @pytest.mark.slow
