@@ -62,6 +62,7 @@ bench:
 	@echo "  $(PYTHON) benchmarks/forgetting.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
 	@echo "  $(PYTHON) benchmarks/coupling_mnist.py    (needs CERTUNLEARN_DATA_DIR, a folder with mnist/)"
 	@echo "  $(PYTHON) -m benchmarks.deletion    (needs CERTUNLEARN_DATA_DIR, a folder with cifar10/)"
+	@echo "  $(PYTHON) -m benchmarks.paper_figure    (needs CERTUNLEARN_DATA_DIR, a folder with both)"
 	@echo "  certunlearn demo --out benchmarks/demo-digits"
 	@echo "  certunlearn demo --dataset mnist --out benchmarks/demo-mnist"
 	@echo "  certunlearn demo --dataset cifar10 --out benchmarks/demo-cifar10"

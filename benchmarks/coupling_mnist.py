@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import certunlearn as cu
-from certunlearn import accounting, planning
+from certunlearn import accounting
 from certunlearn._numerics import batches, files, schedules
 from certunlearn.demo import data as data_lib
 from certunlearn.demo import network
@@ -208,7 +208,7 @@ def compare(
         runs[name] = {
             "noise_scale": scale,
             "accountant_seconds": time.perf_counter() - begun,
-            "total_noise": planning.total_noise(mechanism, scale),
+            "total_noise": mechanism.total_noise_scale(scale),
             **{start: unlearned(run, mechanism, scale, start, epochs) for start in STARTS},
         }
     return {"setting": setting, "retrained": retraining, "runs": runs, "refused": refused}

@@ -1,0 +1,1 @@
+"""The paper's figure, redone, and where unlearning does not pay."""
