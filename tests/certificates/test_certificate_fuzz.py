@@ -230,7 +230,11 @@ def test_a_forger_who_mends_the_digest_gains_nothing(accountant, tmp_path):
             if assert_answered(mended(altered(record, path, wrong)), tmp_path):
                 # The claim of another mechanism may be the same and true: no more than that.
                 same = ("epsilon_lower_bound", "mechanism", "separations")
-                assert path[0] in (*WORD, *same), (path, wrong)
+                # Coupling gets tighter with versions, so a record may claim less than is known.
+                claims_less = accountant == "coupling" and (
+                    path[0] in ("epsilon", "total_variation") and wrong > value
+                )
+                assert path[0] in (*WORD, *same) or claims_less, (path, wrong)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
