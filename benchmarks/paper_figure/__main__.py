@@ -4,7 +4,7 @@
 
 from the repository's root writes results.json, table.md and pictures into benchmarks/paper-figure/.
 Each finished cell is in results.json at once: a second call goes on where the first one ended.
-`--quick` takes about a minute, and its numbers mean nothing.
+`--quick` takes up to two minutes, and its numbers mean nothing.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, choices=range(1, 17), metavar="N", help="5; 1 if quick"
     )
-    parser.add_argument("--quick", action="store_true", help="a minute; numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="two minutes; numbers mean nothing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "paper-figure")
     args = parser.parse_args()
     seeds = args.seeds or (1 if args.quick else 5)

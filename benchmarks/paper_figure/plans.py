@@ -59,7 +59,7 @@ def full(seeds: int) -> Plan:
 
 
 def quick(seeds: int) -> Plan:
-    """About a minute, of which loading the data takes most."""
+    """Up to two minutes, of which loading the data takes most."""
     schedule = Schedule(50, 3, (3, 6), train_epochs=1)
     part = Part(200, 1000, schedule, Grid((0.01, 0.1), (1e-2,), (3e-3, 1e-2)))
     sweep = Sweep((0.01, 0.1), (1.0,), (1.0, 8.0), 0.1)
