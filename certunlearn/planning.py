@@ -251,8 +251,8 @@ def to_table(plan: Plan) -> str:
         lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
     return "\n".join(
         [
-            f"({plan.epsilon:.6g}, {plan.delta:.6g})-unlearning with {_steps(mechanism)}, "
-            f"reference {mechanism.reference!r}",
+            f"({rounded_up(plan.epsilon, 6)}, {rounded_up(plan.delta, 6)})-unlearning with "
+            f"{_steps(mechanism)}, reference {mechanism.reference!r}",
             "",
             *lines,
             "",

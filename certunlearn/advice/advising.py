@@ -2,7 +2,7 @@
 
 from chex import ArrayTree
 
-from certunlearn._numerics.safe_rounding import percent_up
+from certunlearn._numerics.safe_rounding import percent_up, rounded_up
 from certunlearn.advice import candidates, for_heads, measurements, situation, wording
 from certunlearn.advice.answers import Advice, Option
 from certunlearn.advice.situation import Situation
@@ -223,9 +223,10 @@ def _for_networks(said: Situation) -> Advice:
             f"{said.epsilon:g} theory no longer rules out that unlearning saves something."
         )
     why = [
-        f"At ({said.epsilon:g}, {said.delta:g}) nothing, such as reaching your accuracy by a given "
-        f"step, is more likely after unlearning than after the same run from the {start}, by more "
-        f"than {percent_up(limit)}. That is a theorem, for both methods below that use the old "
+        f"At ({rounded_up(said.epsilon, 6)}, {rounded_up(said.delta, 6)}) nothing, such as "
+        f"reaching your accuracy by a given step, is more likely after unlearning "
+        f"than after the same run from the {start}, by more than "
+        f"{percent_up(limit)}. That is a theorem, for both methods below that use the old "
         "model.",
         *_what_survives(perturbation, said.noise_share),
         _measured_network(),

@@ -85,7 +85,7 @@ def notes(result: Result) -> str:
             f"that never saw the forget set (same procedure, start trained without it) by more "
             f"than {rounded_up(certificate.total_variation, 3)}; so old knowledge cannot",
             "make it better than the run started from the centre by more than that either.",
-            f"True epsilon of such a run, at delta = {certificate.delta:g}: "
+            f"True epsilon of such a run, at delta = {rounded_up(certificate.delta, 6)}: "
             f"{verification.interval(certificate)}, by {certificate.accountant}.",
             "Not promised: that the old accuracy is kept (at small epsilon the old model is almost "
             "wholly forgotten, and fine-tuning",
@@ -180,7 +180,9 @@ def _epsilon(axes: Axes, result: Result) -> None:
     )
     axes.plot(steps, certificate.epsilon, "o", color="C3", label=_claim_label(certificate))
     axes.set(
-        title="Certified epsilon", ylabel=f"epsilon at delta = {certificate.delta:g}", yscale="log"
+        title="Certified epsilon",
+        ylabel=f"epsilon at delta = {rounded_up(certificate.delta, 6)}",
+        yscale="log",
     )
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -188,7 +190,7 @@ def _epsilon(axes: Axes, result: Result) -> None:
 
 
 def _claim_label(certificate: Certificate) -> str:
-    return f"certified ({rounded_up(certificate.epsilon)}, {certificate.delta:g})"
+    return f"certified ({rounded_up(certificate.epsilon)}, {rounded_up(certificate.delta, 6)})"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -209,4 +211,4 @@ def _certified(claim: tuple[float, float] | None) -> str:
         return "—"
     if claim == (0, 0):
         return "0, 0 (never saw it)"
-    return f"{rounded_up(claim[0])}, {claim[1]:g}"
+    return f"{rounded_up(claim[0])}, {rounded_up(claim[1], 6)}"
