@@ -13,11 +13,12 @@ def game(distance, contraction, shift, noise, steps=None):
     return solution.Steps(distance, *per_step)
 
 
-def solve(steps, delta, length=None, merged=None, columns=64, **options):
+def solve(steps, delta, length=None, merged=None, columns=64, tilted=False, **options):
     run = blocks.blocks(steps, length)
     if merged is not None:
         run = run._replace(merged=np.full(len(run.noise), merged))
-    return node_tables.solve(run, delta, solution.Resolution(0.15, columns), **options)
+    tables = solution.Resolution(0.15, columns, tilted)
+    return node_tables.solve(run, delta, tables, **options)
 
 
 def uncapped(steps, delta, **options):

@@ -29,7 +29,12 @@ def test_noise_of_many_small_steps_counts_together():
     """Starts a hundred of one step's deviations apart, and a few of a block's."""
     steps = at_nominal(2.0, 1.0, 2.0 / 20_000, 20_000, 8.0, 1e-5)
     assert steps.distance > 100 * steps.noise[0]
-    assert len(blocks.blocks(steps).noise) == len(blocks.blocks(game(2, 1, 0.1, 1, 20_000)).noise)
+    # A block is 417 steps. With room: by the noise of one step all would be in a single block.
+    assert len(blocks.blocks(steps).noise) == 48
+    # Of use up to a hundred deviations of a block, and no further.
+    for distance, count in ((90.0, 48), (110.0, 1)):
+        far = game(distance * 417**0.5, 1.0, 0.0, 1.0, 20_000)
+        assert len(blocks.blocks(far).noise) == count
 
 
 @pytest.mark.parametrize("small", [1e-9, 1e-3, 0.3])
@@ -101,8 +106,8 @@ def test_blocks_that_share_numbers_take_the_worst(alike):
 
 @pytest.mark.slow
 def test_a_schedule_is_certified_as_well_as_the_constants_near_it():
-    steps = at_nominal(2.0, 0.97, 0.02, 300, 6.0, 1e-5)
-    wave = 1 + 1e-3 * np.cos(np.arange(300))
+    steps = at_nominal(2.0, 0.97, 0.02, 150, 6.0, 1e-5)
+    wave = 1 + 1e-3 * np.cos(np.arange(150))
     other = steps._replace(shift=steps.shift * wave, noise=steps.noise * wave[::-1])
     found, near = solution.epsilon(steps, 1e-5), solution.epsilon(other, 1e-5)
     assert near == pytest.approx(found, rel=0.05)

@@ -75,7 +75,7 @@ def test_tables_of_costly_runs_are_coarser(name, delta):
     steps = coupled(mechanism, with_mu(mechanism, shape, mu))
     run, tables = blocks.affordable(steps, delta)
     usual = blocks.blocks(steps)
-    assert node_tables.work(usual, delta, blocks.resolution(usual)) > (blocks.MOST_WORK)
+    assert node_tables.work(usual, delta, blocks.resolution(usual, delta)) > (blocks.MOST_WORK)
     assert node_tables.work(run, delta, tables) <= blocks.MOST_WORK
     assert 1 < len(run.noise) <= len(usual.noise)
 
@@ -95,7 +95,7 @@ def test_tables_of_usual_schedules_stay_as_they_are(steps, epsilon):
     run, tables = blocks.affordable(coupled(mechanism, 0.6 * noise), 1e-5)
     usual = blocks.blocks(coupled(mechanism, 0.6 * noise))
     assert len(run.noise) == len(usual.noise)
-    assert tables == blocks.resolution(usual)
+    assert tables == blocks.resolution(usual, 1e-5)
 
 
 @pytest.mark.parametrize("delta", [solution.LEAST_DELTA / 2, 1e-200, 1e-300])

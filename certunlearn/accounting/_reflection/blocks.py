@@ -30,6 +30,9 @@ _LITTLE, _NEAR = 0.15, 5.0
 MOST_WORK = 2_500_000
 _FEWER = 0.8  # blocks or nodes that are tried next, as a share of those that take too long
 _LEAST_GAP, _USUAL_GAP = 0.08, 0.15
+# Tilted pairs are tried where blocks of one noise forget so much, on average over all, and where
+# that takes no longer than so many entries for a level do: their gap and levels.
+_MUCH_FORGOTTEN, _MOST_TILTED_WORK, _TILTED_TABLES = 0.08, 500_000, (0.15, 64)
 # Where delta is so small that windows are wider than so many deviations, gaps may be wider, too.
 _USUAL_TAIL = 10.5
 
@@ -84,7 +87,7 @@ def blocks(steps: Steps, length: int | None = None, alike: float = _ALIKE) -> Bl
     contraction, shift, noise = parts
     # Where shifts are small the log gain is too, and a killed pair takes half the time.
     small = (len(noise) > _FEW_BLOCKS) & (shift < _SMALL_SHIFT * noise)
-    return Blocks(steps.distance, contraction, shift, noise, each.several | small)
+    return Blocks(steps.distance, contraction, shift, noise, each.several | small, each.several)
 
 
 def affordable(steps: Steps, delta: float) -> tuple[Blocks, Resolution]:
@@ -95,7 +98,7 @@ def affordable(steps: Steps, delta: float) -> tuple[Blocks, Resolution]:
     blocks.
     """
     run = blocks(steps)
-    tables, length, alike = resolution(run), 1, _ALIKE
+    tables, length, alike = resolution(run, delta), 1, _ALIKE
     tail = node_tables.tail_of(delta, len(run.noise))
     widest = _USUAL_GAP * max(1.0, tail / _USUAL_TAIL)
     while node_tables.work(run, delta, tables) > MOST_WORK:
@@ -112,10 +115,49 @@ def affordable(steps: Steps, delta: float) -> tuple[Blocks, Resolution]:
     return run, tables
 
 
-def resolution(run: Blocks) -> Resolution:
-    """How fine tables are: the fewer the blocks, the finer."""
+def alike(steps: Steps) -> int:
+    """How many of the first steps have the same contraction, shift and noise."""
+    other = np.any([part != part[0] for part in steps[1:]], axis=0)
+    return int(other.argmax()) if other.any() else len(other)
+
+
+def affordable_length(steps: Steps, delta: float) -> tuple[int, Blocks, Resolution]:
+    """What `affordable` gives for steps that are all alike, and how many steps make a block."""
+    run, tables = affordable(steps, delta)
+    length = _length_of_alike(float(steps.contraction[0]), len(steps.noise))
+    same = blocks(steps, length)
+    while len(same.noise) > len(run.noise):
+        length += 1
+        same = blocks(steps, length)
+    return length, same, tables
+
+
+def last_of_alike(run: Blocks, most: int) -> Blocks:
+    """As many of a run's last blocks, all like its very last, from the start of the run.
+
+    Fewer where the two are far apart at first: there the noise is not used.
+    """
+    contraction, shift, noise = (float(part[-1]) for part in run[1:4])
+    distance, count = run.distance, most
+    while count > 1 and contraction * distance + shift >= _USELESS * noise:
+        distance, count = contraction * distance + shift, count - 1
+    return Blocks(distance, *(np.full(count, part[-1]) for part in run[1:]))
+
+
+def resolution(run: Blocks, delta: float) -> Resolution:
+    """How fine tables are: the fewer the blocks, the finer.
+
+    Where steps forget much, tilted pairs gain far more than fine tables do, for about as much work.
+    """
+    tables = Resolution(*_TILTED_TABLES, tilted=True)
+    forgotten = np.maximum(1 - run.contraction, 0)[~run.several]
+    if (
+        forgotten.sum() > _MUCH_FORGOTTEN * len(run.noise)
+        and node_tables.work(run, delta, tables) < _MOST_TILTED_WORK
+    ):
+        return tables
     gap = _USUAL_GAP * math.sqrt(len(run.noise) / BLOCKS)
-    return Resolution(min(_USUAL_GAP, max(_LEAST_GAP, gap)), 128)
+    return Resolution(min(_USUAL_GAP, max(_LEAST_GAP, gap)), 128, tilted=False)
 
 
 class _Merged(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its parts load when they are first used
 
 from certunlearn.accounting import _gaussian
-from certunlearn.accounting._reflection import kernel, node_levels, node_rows
+from certunlearn.accounting._reflection import kernel, node_levels, node_rows, tilted
 from certunlearn.accounting._reflection.kernel import Rows, Target
 from certunlearn.accounting._reflection.node_levels import Table
 
@@ -37,7 +37,8 @@ class Blocks(NamedTuple):
       contraction: float64 `[blocks]`.
       shift: float64 `[blocks]`.
       noise: float64 `[blocks]`, standard deviations, positive.
-      merged: bool `[blocks]`: whether the noise is that of several steps.
+      merged: bool `[blocks]`: whether pairs are gone once they meet, without the gain.
+      several: bool `[blocks]`: whether the noise is that of several steps; those are all merged.
     """
 
     distance: float
@@ -45,6 +46,7 @@ class Blocks(NamedTuple):
     shift: np.ndarray
     noise: np.ndarray
     merged: np.ndarray
+    several: np.ndarray
 
 
 class Resolution(NamedTuple):
@@ -54,10 +56,12 @@ class Resolution(NamedTuple):
       gap: between nodes, in units of the noise.
       columns: levels of L for each node, a multiple of 8: functions compiled for tables then serve
         to choose mirrors and to read results, too.
+      tilted: whether tilted pairs are tried beside the mirrors, in blocks of one noise.
     """
 
     gap: float
     columns: int
+    tilted: bool
 
 
 class Solved(NamedTuple):
@@ -70,6 +74,7 @@ class Solved(NamedTuple):
       policies: the mirrors that were chosen, in the order in which they were.
       size: nodes of the padded tables.
       window: see `kernel.Rows`.
+      tilted: as in `Resolution`.
     """
 
     blocks: Blocks
@@ -79,6 +84,7 @@ class Solved(NamedTuple):
     policies: list[np.ndarray]
     size: int
     window: int
+    tilted: bool
 
 
 def solve(
@@ -88,6 +94,7 @@ def solve(
     policies: list[np.ndarray] | None = None,
     optimistic: bool = False,
     advance: Callable[[int], object] = lambda blocks: None,
+    kept: list[Table] | None = None,
 ) -> Solved:
     """Tables from the last block to the first.
 
@@ -98,12 +105,14 @@ def solve(
       policies: of an earlier solution with the same resolution: the mirrors are not chosen again.
       optimistic: every rounding to the other side.
       advance: is told how many blocks have been done, as they are.
+      kept: gets every table, that before the last block first, to be read for runs of fewer blocks
+        from the same start: each reaches far enough for all of those.
     """
     count = len(blocks.noise)
     if count == 1:
-        return Solved(blocks, delta, optimistic, None, [], 0, 0)
+        return Solved(blocks, delta, optimistic, None, [], 0, 0, resolution.tilted)
     tail = tail_of(delta, count)
-    grids = _grids(blocks, resolution.gap, tail)
+    grids = _grids(blocks, resolution.gap, tail, from_any_block=kept is not None)
     # Few different shapes, as each is compiled.
     size = 2 ** math.ceil(math.log2(max(len(grid) for grid in grids)))
     window = min(size, -(-max(_reach(grid, tail) for grid in grids) // 32) * 32)
@@ -118,6 +127,8 @@ def solve(
         table._replace(values=_gaussian.delta(table.levels, separations[:, None]))
     )
 
+    if kept is not None:
+        kept.append(table)
     chosen: list[np.ndarray] = []
     t, since = count - 2, 0
     made: dict[tuple[int, bool, bytes], Rows] = {}
@@ -149,16 +160,25 @@ def solve(
         chosen.append(thetas)
         rows = rows._replace(levels=levels, thetas=thetas)
         step = kernel.operator(rows, target, window, reach, bool(blocks.merged[t]), optimistic)
+        near, pooled = np.array([], int), None
+        if resolution.tilted and not blocks.several[t]:
+            unmerged = _missed(table, size, window, tail, False, optimistic)
+            near, pooled = tilted.operator(rows, target, tail, unmerged, optimistic)
         for repeat in range(again):
             if repeat:
                 values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
+                unmerged = _missed(table, size, window, tail, False, optimistic)
             found = step(values).reshape(levels.shape)
+            if pooled is not None:
+                found[near] = np.fmin(found[near], pooled(unmerged).reshape(len(near), -1))
             found[separations > target.nodes[target.size - 1]] = 1
             table = node_levels.met(Table(nodes, top, np.minimum(found, 1)))
+            if kept is not None:
+                kept.append(table)
         t, since = t - again, since + again
         advance(again)
-        del step  # before the next is made: they are the largest there is
-    return Solved(blocks, delta, optimistic, table, chosen, size, window)
+        del step, pooled  # before the next is made: they are the largest there is
+    return Solved(blocks, delta, optimistic, table, chosen, size, window, resolution.tilted)
 
 
 def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
@@ -195,10 +215,13 @@ def profile(solved: Solved, epsilons: np.ndarray) -> np.ndarray:
         merged,
         solved.optimistic,
     )
-    found = step(
-        _missed(table, solved.size, solved.window, tail, merged, solved.optimistic)
-    ).reshape(shape)
-    return np.minimum(found.min(axis=-1).reshape(-1)[: len(epsilons)], exact)
+    values = _missed(table, solved.size, solved.window, tail, merged, solved.optimistic)
+    found = step(values).reshape(shape).min(axis=-1).reshape(-1)[: len(epsilons)]
+    if solved.tilted and not blocks.several[0]:
+        values = _missed(table, solved.size, solved.window, tail, False, solved.optimistic)
+        pooled = tilted.least(row, _target(table, solved.size), tail, values, epsilons)
+        found = np.fmin(found, pooled)
+    return np.asarray(np.minimum(found, exact))
 
 
 def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
@@ -249,14 +272,22 @@ def _choose(
     return np.asarray(by_row[:, left] * (1 - share) + by_row[:, left + 1] * share)
 
 
-def _grids(blocks: Blocks, gap: float, tail: float) -> list[np.ndarray]:
-    """Nodes after each block's noise but the last's, as far out as it and those before reach."""
+def _grids(
+    blocks: Blocks, gap: float, tail: float, from_any_block: bool = False
+) -> list[np.ndarray]:
+    """Nodes after each block's noise but the last's, as far out as it and those before reach.
+
+    `from_any_block`: or only some of those before, the first of them at the start's distance.
+    """
     grids: list[np.ndarray] = []
-    reach, variance = blocks.distance, 0.0
+    reach, variance, farthest = blocks.distance, 0.0, 0.0
     made: dict[int, np.ndarray] = {}
     for c, s, sigma in zip(*(part[:-1].tolist() for part in blocks[1:4]), strict=True):
         reach, variance = c * reach + s, c * c * variance + sigma * sigma
         end = min((reach + 2 * tail * math.sqrt(variance)) / sigma, node_levels.FARTHEST)
+        # Of steps that are alike, the last of fewer reach as far as earlier ones of more.
+        farthest = max(farthest, end)
+        end = farthest if from_any_block else end
         power = math.ceil(math.log(end) / math.log(_STRETCH))
         if power not in made:
             made[power] = node_rows.make_nodes(_STRETCH**power, gap, tail)
