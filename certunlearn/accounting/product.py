@@ -21,7 +21,6 @@ Source: Koloskova et al. (ICML 2025), Theorem on model clipping, after Asoodeh &
 Balle et al. (2019); the proof above is the whole of it.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -33,8 +32,10 @@ from certunlearn.mechanisms import Mechanism, Separations
 from certunlearn.mechanisms.plain_separations import with_noise
 
 _HALVINGS = 60
-# The same by many numbers at a time, as steps are what takes long: 32^12 = 2^60.
+# The same by many numbers at a time, as steps are what takes long: 32^12 = 2^60. A curve has up to
+# 256 stops, at each of which so many: fewer are quickest, 16^15 = 2^60.
 _AT_ONCE, _SEARCHES = 33, 12
+_AT_ONCE_PER_STOP, _SEARCHES_PER_STOP = 17, 15
 # Of longer runs the last so many steps count only: no step raises delta.
 _MOST_STEPS = 10_000
 # Steps of a curve that are worked out: all of so many, else so many.
@@ -67,13 +68,13 @@ class Product(accountant_base.Accountant):
 
     def epsilon(self, mechanism: Mechanism, noise_scale: PerStep, delta: float) -> float:
         """See `Accountant.epsilon`; infinity beyond 1000."""
-        stated = accountant_base.separations(mechanism)
-        if _last(stated, noise_scale, np.array([_LARGEST]))[0] > delta:
+        apart = _apart(accountant_base.separations(mechanism), noise_scale)
+        if _last(apart, np.array([_LARGEST]))[0] > delta:
             return math.inf
         low, high = 0.0, _LARGEST
         for _ in range(_SEARCHES):
             grid = np.linspace(low, high, _AT_ONCE)
-            holds = np.flatnonzero(_last(stated, noise_scale, grid) <= delta)
+            holds = np.flatnonzero(_last(apart, grid) <= delta)
             first = int(holds[0]) if len(holds) else len(grid) - 1  # `high` holds
             if first == 0:
                 return float(grid[0])
@@ -82,8 +83,8 @@ class Product(accountant_base.Accountant):
 
     def delta(self, mechanism: Mechanism, noise_scale: PerStep, epsilon: float) -> float:
         """See `Accountant.delta`."""
-        stated = accountant_base.separations(mechanism)
-        return float(_last(stated, noise_scale, np.array([epsilon]))[0])
+        apart = _apart(accountant_base.separations(mechanism), noise_scale)
+        return float(_last(apart, np.array([epsilon]))[0])
 
     def noise_scale(
         self, mechanism: Mechanism, epsilon: float, delta: float, progress: bool = False
@@ -93,7 +94,8 @@ class Product(accountant_base.Accountant):
         stated = accountant_base.separations(mechanism)
 
         def holds(log_scale: float) -> bool:
-            return float(_last(stated, math.exp(log_scale), np.array([epsilon]))[0]) <= delta
+            apart = _apart(stated, math.exp(log_scale))
+            return float(_last(apart, np.array([epsilon]))[0]) <= delta
 
         # One Gaussian for the last separation alone is enough.
         last = largest_separations(stated)[stated.noisy_steps][-1]
@@ -121,7 +123,7 @@ class Product(accountant_base.Accountant):
         if mechanism.steps > _ALL_STEPS:
             stops = np.unique(np.geomspace(1, len(stops), _POINTS).astype(int))
         curve = np.full(mechanism.steps + 1, np.inf)
-        curve[stops] = _epsilons(stated, noise_scale, delta, stops)
+        curve[stops] = _epsilons(_apart(stated, noise_scale), delta, stops)
         if mechanism.steps > stops[-1]:
             curve[-1] = self.epsilon(mechanism, noise_scale, delta)
         return np.minimum.accumulate(curve)
@@ -145,51 +147,54 @@ def largest_separations(stated: Separations) -> np.ndarray:
     return np.array(found)
 
 
-def _epsilons(stated: Separations, scale: PerStep, delta: float, stops: np.ndarray) -> np.ndarray:
+def _apart(stated: Separations, scale: PerStep) -> np.ndarray:
+    """float64 `[1 + steps]`: how far apart the starts and each step's Gaussians are, at most.
+
+    In standard deviations; infinity where there is no noise.
+    """
+    distances = [stated.initial_distance, *largest_separations(stated)]
+    noise = np.array([stated.init_noise_scale, *with_noise(stated, scale).noise])
+    return np.divide(distances, noise, out=np.full(len(noise), np.inf), where=noise > 0)
+
+
+def _epsilons(apart: np.ndarray, delta: float, stops: np.ndarray) -> np.ndarray:
     """float64 `[stops]`: epsilon of the run stopped after so many steps, rounded up."""
     low, high = np.zeros(len(stops)), np.full(len(stops), _LARGEST)
-    none = _at(stated, scale, low, stops) <= delta
-    never = _at(stated, scale, high, stops) > delta
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        holds = _at(stated, scale, middle, stops) <= delta
-        low, high = np.where(holds, low, middle), np.where(holds, middle, high)
-    return np.where(none, 0.0, np.where(never, np.inf, high))
+    ends = _at(apart, np.stack([low, high], axis=1), stops) <= delta
+    rows = np.arange(len(stops))
+    for _ in range(_SEARCHES_PER_STOP):
+        grid = np.linspace(low, high, _AT_ONCE_PER_STOP, axis=1)
+        holds = _at(apart, grid, stops) <= delta
+        # The first that holds; `high` does, or `ends` says that none does.
+        first = np.where(holds.any(axis=1), holds.argmax(axis=1), _AT_ONCE_PER_STOP - 1)
+        low, high = grid[rows, np.maximum(first - 1, 0)], grid[rows, first]
+    return np.where(ends[:, 0], 0.0, np.where(ends[:, 1], high, np.inf))
 
 
-def _at(stated: Separations, scale: PerStep, epsilons: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """float64 `[stops]`: delta after `stops[i]` steps at `epsilons[i]`."""
-    found = np.empty(len(stops))
-    each = itertools.islice(_steps(stated, scale, epsilons), int(stops[-1]))
-    for step, deltas in enumerate(each, 1):
+def _at(apart: np.ndarray, epsilons: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """float64 `[stops, n]`: delta after `stops[i]` steps, at `epsilons[i]`."""
+    found = np.empty(epsilons.shape)
+    for step, deltas in enumerate(_steps(apart[: 1 + stops[-1]], epsilons), 1):
         now = stops == step
         found[now] = deltas[now]
     return found
 
 
-def _last(stated: Separations, scale: PerStep, epsilons: np.ndarray) -> np.ndarray:
+def _last(apart: np.ndarray, epsilons: np.ndarray) -> np.ndarray:
     """float64 `[epsilons]`: delta after the last step, for each epsilon."""
     found = np.ones(len(epsilons))
-    for each in _steps(stated, scale, epsilons, max(0, stated.steps - _MOST_STEPS)):
+    for each in _steps(apart, epsilons, max(0, len(apart) - 1 - _MOST_STEPS)):
         found = each
     return found
 
 
-def _steps(
-    stated: Separations, scale: PerStep, epsilons: np.ndarray, skipped: int = 0
-) -> Iterator[np.ndarray]:
-    """float64 `[epsilons]` for each step from `skipped` on: delta after it."""
+def _steps(apart: np.ndarray, epsilons: np.ndarray, skipped: int = 0) -> Iterator[np.ndarray]:
+    """For each step from `skipped` on: delta after it, float64, of the shape of `epsilons`."""
     with np.errstate(divide="ignore"):  # log(e^0 - 1)
         log_extra = epsilons + np.log(-np.expm1(-epsilons))
-    found = np.ones(len(epsilons))
-    if stated.init_noise_scale > 0:
-        start = stated.initial_distance / stated.init_noise_scale
-        found = np.asarray(_gaussian.delta(epsilons, start))
-    noise = with_noise(stated, scale).noise[skipped:]
-    for separation, sigma in zip(largest_separations(stated)[skipped:], noise, strict=True):
-        if sigma > 0:
+    found = _gaussian.delta(epsilons, apart[0])
+    for each in apart[1 + skipped :]:
+        if each <= _APART:
             ratio = np.logaddexp(0.0, log_extra - np.log(np.maximum(found, 1e-300)))
-            apart = separation / sigma
-            theta = 1.0 if apart > _APART else _gaussian.delta(ratio, apart) * _ROUNDED_UP
-            found = np.minimum(found * theta, found)
+            found = np.minimum(found * _gaussian.delta(ratio, each) * _ROUNDED_UP, found)
         yield found

@@ -25,7 +25,7 @@ def stated(contraction, shift, distance=2.0, **rest):
 
 
 KINDS = {
-    "growing": stated(1.3, 0.2, steps=4),
+    "growing": stated(1.3, 0.2, steps=3),
     "growing and shrinking": stated([1.4, 0.6, 1.2], [0.1, 0.3, 0.2]),
     "a reset": stated([0.9, 0.0, 0.9, 1.0], [0.1, 0.8, 0.1, 0.2]),
     "a reset at the end": stated([0.9, 1.0, 0.0], [0.1, 0.2, 0.9]),
@@ -41,30 +41,26 @@ KINDS = {
     "from the center": stated(0.95, 0.2, steps=3, reference="center"),
     "with memory": stated(0.95, 0.2, steps=3, memoryless=False),
     "with memory, growing": stated(1.2, 0.2, steps=3, memoryless=False),
-    "within a ball": stated(1.1, 0.2, distance=5.0, steps=4, diameter=1.0),
+    "within a ball": stated(1.1, 0.2, distance=5.0, steps=3, diameter=1.0),
     "noise at some, within a ball": stated(
         1.1, 0.2, steps=4, diameter=0.8, noisy=[True, False, True, True]
     ),
 }
 
 
-# Those that take seconds with the larger noise too.
+# Those that take seconds with any noise.
 LONG = (
     *("growing", "growing and shrinking", "a reset", "a reset at the end"),
     *("within a ball", "noise at some, within a ball"),
+    *("no shift", "resets only", "noise on the starts", "from the center"),
 )
 
 
 @pytest.mark.parametrize(
     ("name", "noise"),
     [
-        pytest.param(name, noise, marks=pytest.mark.slow)
-        if noise == 0.8
-        or name in LONG
-        or name in ("no shift", "resets only", "noise on the starts")
-        else (name, noise)
-        for name in KINDS
-        for noise in (0.8, 2.5)
+        *(pytest.param(name, 0.8, marks=pytest.mark.slow) for name in KINDS),
+        *((name, 2.5) for name in KINDS if name not in LONG),
     ],
 )
 def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):

@@ -61,12 +61,17 @@ def is_quick(param):
     return not param.id.startswith("docs/")
 
 
+# They run where what they print is compared: here below, and in test_start.py.
+PRINTED = {"docs/concepts.md-0", *(f"docs/start.md-{number}" for number in range(3))}
+SLOW = [block for block in blocks("python") if not is_quick(block) and block.id not in PRINTED]
+
+
 @pytest.mark.parametrize("code", [block for block in blocks("python") if is_quick(block)])
 def test_worked_examples_run(code, tmp_path, monkeypatch):
     run(code, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("code", [block for block in blocks("python") if not is_quick(block)])
+@pytest.mark.parametrize("code", SLOW)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:run.private.npz holds the noise key")
 def test_code_runs_as_printed(code, tmp_path, monkeypatch):

@@ -19,16 +19,11 @@ WAYS |= {"copied parameters", "copied batches", "samples"}
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return kept_programs(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture(scope="module", params=["auto", "explicit"])
-def seen(request, compiled):
+def seen(request):
     env = (
         os.environ
-        | compiled
+        | kept_programs()
         | {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",

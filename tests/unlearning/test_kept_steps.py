@@ -187,13 +187,13 @@ def test_whoever_overrides_an_update_has_no_rule():
 
 
 @pytest.mark.slow
-def test_a_thousand_requests_leave_no_more_than_the_first():
+def test_many_requests_leave_no_more_than_the_first():
     run()
     gc.collect()
     before = len(jax.devices()[0].client.live_executables()), len(kept_steps._kept)
     COMPILED.clear()
-    for number in range(1000):
-        run(key=number, noise_scale=1.0 + number / 1000)
+    for number in range(50):  # three times as many as programs are kept
+        run(key=number, noise_scale=1.0 + number / 50)
     gc.collect()
     assert not COMPILED
     assert (len(jax.devices()[0].client.live_executables()), len(kept_steps._kept)) == before

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from loop_helpers import run, same
+from process_helpers import kept_programs
 
 from certunlearn.unlearning import UnlearningFailed, load_state, orbax_checkpoints, save_state
 
@@ -142,9 +143,9 @@ def test_a_run_on_eight_devices_is_killed_and_goes_on_with_spread_arrays(tmp_pat
         script = textwrap.dedent(SPREAD).format(
             tests=TESTS, folder=str(tmp_path / "run.private"), task=task
         )
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
-        )
+        command = [sys.executable, "-W", "ignore", "-c", script]
+        environment = os.environ | kept_programs()
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     done = program("run")
     assert done.returncode == -signal.SIGKILL, done.stderr

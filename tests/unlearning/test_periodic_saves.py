@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from loop_helpers import DATA, run, same
+from process_helpers import kept_programs
 
 import certunlearn as cu
 from certunlearn.unlearning import UnlearningFailed, load_state
@@ -184,7 +185,8 @@ def test_kill_minus_nine_at_any_point_loses_only_the_steps_since_the_last_save(
         every=every,
         path=str(path),
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    command, environment = [sys.executable, "-c", script], os.environ | kept_programs()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     if saved is None:
         assert not path.exists()

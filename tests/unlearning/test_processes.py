@@ -28,15 +28,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    return kept_programs(tmp_path_factory.mktemp("compiled"))
-
-
-def start(compiled, number, count, port, folder, task="report"):
+def start(number, count, port, folder, task="report"):
     env = (
         os.environ
-        | compiled
+        | kept_programs()
         | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
             "JAX_PLATFORMS": "cpu",
@@ -57,22 +52,39 @@ def finished(processes):
         assert process.returncode == 0, text[-3000:]
 
 
+def killed_when_ready(processes, folder, way):
+    """Kills both processes once each is dead or ready; their exit codes, and what they said."""
+    try:
+        for number, process in enumerate(processes):
+            while process.poll() is None and not (folder / f"{way}-{number}").exists():
+                time.sleep(0.1)  # there is an end to it: the process waits for a limited time
+    finally:
+        for process in processes:
+            process.kill()
+    said = [process.communicate()[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, compiled):
+def folder(tmp_path_factory):
+    """Of what the processes report; the two have then been killed while they ran on."""
     folder, port = tmp_path_factory.mktemp("processes"), free_port()
-    whole = [(0, 2), (1, 2), (0, 1)]
-    finished([start(compiled, *place, port, folder) for place in whole])
+    alone = start(0, 1, port, folder)
+    both = [start(number, 2, port, folder) for number in (0, 1)]
+    codes, said = killed_when_ready(both, folder, "killed")
+    finished([alone])
+    assert codes == [-signal.SIGKILL] * 2, said
     return folder
 
 
 @pytest.fixture(scope="module")
 def seen(folder):
-    return [json.loads((folder / f"2-{number}.json").read_text()) for number in (0, 1)]
+    return [json.loads((folder / f"2-{number} report.json").read_text()) for number in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    return json.loads((folder / "1-0.json").read_text())
+    return json.loads((folder / "1-0 report.json").read_text())
 
 
 @pytest.mark.parametrize("run", ["own loop", "unlearn", "drawn keys", "resumed"])
@@ -112,27 +124,24 @@ def test_what_would_part_the_processes_is_refused(seen):
         assert "orbax_checkpoints.Saver" in report["one file of pieces"]
 
 
+@pytest.fixture(scope="module")
+def gone_on(folder):
+    """What two fresh processes came to, after two that were killed and two of which one died."""
+    port = free_port()
+    torn = [start(number, 2, port, folder, "torn") for number in (0, 1)]
+    codes, said = killed_when_ready(torn, folder, "torn")
+    assert codes[1] == -signal.SIGKILL, said  # the other may have noticed that one is dead
+    port = free_port()
+    finished([start(number, 2, port, folder, "go on") for number in (0, 1)])
+    return [json.loads((folder / f"2-{number} go on.json").read_text()) for number in (0, 1)]
+
+
 @pytest.mark.parametrize(("way", "steps"), [("killed", {2}), ("torn", {1, 2})])
-def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(tmp_path, compiled, way, steps):
-    port = free_port()
-    processes = [start(compiled, number, 2, port, tmp_path, way) for number in (0, 1)]
-    try:
-        for number, process in enumerate(processes):
-            while process.poll() is None and not (tmp_path / f"ready-{number}").exists():
-                time.sleep(0.1)  # there is an end to it: the process waits for a limited time
-    finally:
-        for process in processes:
-            process.kill()
-    said = [process.communicate()[1] for process in processes]
-    # Where one is dead, the other may have noticed.
-    dead = [process.returncode == -signal.SIGKILL for process in processes]
-    assert dead[way == "torn" :] == [True] * len(dead[way == "torn" :]), said
-    port = free_port()
-    finished([start(compiled, number, 2, port, tmp_path, "goes on") for number in (0, 1)])
-    for number in (0, 1):
-        found = json.loads((tmp_path / f"2-{number}.json").read_text())
+def test_both_are_killed_and_two_fresh_ones_go_on_from_their_pieces(gone_on, way, steps):
+    for report in gone_on:
+        found = report[way]
         assert found["step"] in steps
-        assert found["resumed, True"] == found["resumed, False"] == found["whole"]
+        assert found["resumed, True"] == found["resumed, False"] == report["whole"]
         assert all(found["in pieces, True"])
         assert not any(found["in pieces, False"])
         assert "holds step 3 of a run already" in found["refused"]
