@@ -109,9 +109,9 @@ def test_a_schedule_is_certified_as_well_as_the_constants_near_it():
     steps = at_nominal(2.0, 0.97, 0.02, 150, 6.0, 1e-5)
     wave = 1 + 1e-3 * np.cos(np.arange(150))
     other = steps._replace(shift=steps.shift * wave, noise=steps.noise * wave[::-1])
-    found, near = solution.epsilon(steps, 1e-5), solution.epsilon(other, 1e-5)
-    assert near == pytest.approx(found, rel=0.05)
-    assert by_attack(other, 1e-5) <= near
+    reached = by_attack(other, 1e-5)
+    # 1.21 times with the constants, too; 1.46 times if blocks that are nearly alike share nothing.
+    assert reached <= solution.epsilon(other, 1e-5) <= 1.25 * reached
 
 
 @pytest.mark.slow

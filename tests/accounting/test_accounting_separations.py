@@ -54,6 +54,8 @@ LONG = (
     *("within a ball", "noise at some, within a ball"),
     *("no shift", "resets only", "noise on the starts", "from the center"),
 )
+# Of those the ones for which coupling is asked for its noise, too, which takes as long as the rest.
+SOUGHT = ("growing", "a reset", "noise at some, within a ball")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,8 @@ def test_no_accountant_certifies_less_than_the_attack_reaches(name, noise):
         assert back <= DELTA * (1 + 1e-6), each
         curve = cu.epsilon_curve(m, **claim, accountant=each)
         assert curve[-1] == pytest.approx(found, rel=1e-6), each
+        if each == "coupling" and name in set(LONG) - set(SOUGHT):
+            continue
         sigma = cu.noise_scale(m, epsilon=1.0, delta=DELTA, accountant=each)
         assert 0 < sigma < math.inf
         assert cu.epsilon(m, noise_scale=sigma, delta=DELTA, accountant=each) <= 1
