@@ -2,8 +2,8 @@
 
     python benchmarks/coupling_grid.py
 
-writes coupling-grid/results.json and table.md beside this file: about a quarter of an hour on two
-cores. A run that was cut off goes on where it was: what it has worked out is kept in
+writes coupling-grid/results.json and table.md beside this file: about three quarters of an hour on
+two cores. A run that was cut off goes on where it was: what it has worked out is kept in
 coupling-grid/unfinished.jsonl until all is done; delete that file if the package has changed since.
 
 A cell is a run of T steps whose shifts add up to the initial distance, with the noise at which
