@@ -30,9 +30,9 @@ _LITTLE, _NEAR = 0.15, 5.0
 MOST_WORK = 2_500_000
 _FEWER = 0.8  # blocks or nodes that are tried next, as a share of those that take too long
 _LEAST_GAP, _USUAL_GAP = 0.08, 0.15
-# Tilted pairs are tried where blocks of one noise forget so much, on average over all, and where
-# that takes no longer than so many entries for a level do: their gap and levels.
-_MUCH_FORGOTTEN, _MOST_TILTED_WORK, _TILTED_TABLES = 0.08, 500_000, (0.15, 64)
+# Tilted pairs are tried where that takes no longer than so many entries for a level do, twice as
+# many where blocks of one noise forget so much, on average over all: their gap and levels.
+_MUCH_FORGOTTEN, _MOST_TILTED_WORK, _TILTED_TABLES = 0.01, 450_000, (0.15, 128)
 # Where delta is so small that windows are wider than so many deviations, gaps may be wider, too.
 _USUAL_TAIL = 10.5
 
@@ -147,14 +147,12 @@ def last_of_alike(run: Blocks, most: int) -> Blocks:
 def resolution(run: Blocks, delta: float) -> Resolution:
     """How fine tables are: the fewer the blocks, the finer.
 
-    Where steps forget much, tilted pairs gain far more than fine tables do, for about as much work.
+    Tilted pairs gain more than fine tables do, for about as much work: most where steps forget.
     """
     tables = Resolution(*_TILTED_TABLES, tilted=True)
-    forgotten = np.maximum(1 - run.contraction, 0)[~run.several]
-    if (
-        forgotten.sum() > _MUCH_FORGOTTEN * len(run.noise)
-        and node_tables.work(run, delta, tables) < _MOST_TILTED_WORK
-    ):
+    forgotten = np.maximum(1 - run.contraction, 0)[~run.several].sum() / len(run.noise)
+    most = _MOST_TILTED_WORK * (2 if forgotten > _MUCH_FORGOTTEN else 1)
+    if not run.several.all() and node_tables.work(run, delta, tables) < most:
         return tables
     gap = _USUAL_GAP * math.sqrt(len(run.noise) / BLOCKS)
     return Resolution(min(_USUAL_GAP, max(_LEAST_GAP, gap)), 128, tilted=False)

@@ -21,8 +21,8 @@ _STRETCH = 1.4
 _FLOOR, _TAIL = 5e-3, 5e-4
 # A mirror is chosen for every so many rows and levels; between them the choice is interpolated.
 _ROWS_APART, _LEVELS_APART = 4, 8
-# And is kept for so many steps, as a share of those before.
-_GROWTH = 0.3
+# And is kept for so many steps, as a share of those before; where tilts are tried, for fewer.
+_GROWTH, _TILTED_GROWTH = 0.3, 0.15
 # What another of the same steps takes, as a share of the first.
 _REPEATED = 0.1
 # Of one step's matrix, per level, where work is to be affordable: 3 kB each.
@@ -138,7 +138,7 @@ def solve(
         separations = _separations(blocks, t, nodes)
         top = node_levels.needed(table, separations, delta * _FLOOR)
         same = _repeats(blocks, grids, t)
-        again = max(1, min(same, math.ceil(_GROWTH * since)))
+        again = max(1, min(same, _kept(since, resolution)))
         if again > 1:
             top = np.maximum(top, node_levels.needed(table, nodes, delta * _FLOOR))
             table = node_levels.at_levels(table, top)
@@ -239,7 +239,7 @@ def work(blocks: Blocks, delta: float, resolution: Resolution) -> float:
         return math.inf
     done, t, since = 0.0, count - 2, 0
     while t > 0:
-        again = max(1, min(_repeats(blocks, grids, t), math.ceil(_GROWTH * since)))
+        again = max(1, min(_repeats(blocks, grids, t), _kept(since, resolution)))
         done += len(grids[t - 1]) * window * (1 + _REPEATED * again)
         t, since = t - again, since + again
     return done
@@ -299,6 +299,11 @@ def _separations(blocks: Blocks, t: int, nodes: np.ndarray) -> np.ndarray:
     """In units of block t's noise, from distances in units of that of the block before."""
     absolute = nodes * blocks.noise[t - 1]
     return np.asarray((blocks.contraction[t] * absolute + blocks.shift[t]) / blocks.noise[t])
+
+
+def _kept(since: int, resolution: Resolution) -> int:
+    """For how many steps mirrors are kept, after so many."""
+    return math.ceil((_TILTED_GROWTH if resolution.tilted else _GROWTH) * since)
 
 
 def _repeats(blocks: Blocks, grids: list[np.ndarray], t: int) -> int:

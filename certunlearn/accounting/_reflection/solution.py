@@ -54,8 +54,8 @@ _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 # Below it float64's smallest numbers are no longer small beside it; interpolation is asked alone.
 LEAST_DELTA = 1e-100
 
-# Epsilons that are read at a time: as many as take no longer than one.
-_COLUMNS = 256
+# Epsilons that are read at a time.
+_COLUMNS = 64
 _EXACT, _NEARLY = 1e-5, 1e-3  # how near they are to the next, as a share
 # Of a curve: numbers of steps that are worked out by themselves; of those read from one solution,
 # the most, and the least as a share of the largest; how many solutions.

@@ -20,15 +20,15 @@ from certunlearn.accounting._reflection.kernel import Operator, Rows, Target
 
 # Ways to cut that are tried: tilts, each this many times the next in tables and where one row is
 # asked, by bends, which are in units of the noise's inverse variance.
-_RATIO, _FINER = 1.15, 1.1
-_BENDS = np.array([0.0, 0.025, 0.06])
-# For a level L, tilts from and to these shares of it are tried; at every so many rows.
-_LEAST_TILT, _MOST_TILT, _ROWS_APART = 0.03, 1.1, 8
+_RATIO, _FINER = 1.1, 1.1
+_BENDS = np.array([0.0, 0.012, 0.025, 0.04, 0.06])
+# For a level L, tilts from and to these shares of it are tried; at every so many rows and levels.
+_LEAST_TILT, _MOST_TILT, _ROWS_APART, _LEVELS_APART = 0.03, 1.1, 8, 8
 # Tilts of a row, as shares of its highest L.
-_SHARES = _RATIO ** -np.arange(26.0)
+_SHARES = _RATIO ** -np.arange(37.0)
 
 # Rows farther apart than this are left to the mirrors.
-FARTHEST = 15.0
+FARTHEST = 10.0
 # Covers the quadrature and the rounding of weights, and of the two masses in alpha.
 _RELATIVE, _LESS, _ABSOLUTE = 1e-6, 1e-7, 1e-290
 # By how much the logarithms of a cell's two densities may change along it, as the proof asks for.
@@ -282,6 +282,21 @@ def _tried(
     return best, found.min(axis=1)
 
 
+def _spread(best: np.ndarray, levels: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Ways for all levels, from the best of some: the bend and the share of the level of the nearest.
+
+    Args:
+      best: int `[asked]`: numbers of ways, those of `_SHARES`.
+      levels: float64 `[levels]`.
+      asked: int `[asked]`: of the levels.
+    """
+    nearest = np.abs(np.arange(len(levels))[:, None] - asked).argmin(axis=1)
+    tilt, bend = np.divmod(best[nearest], len(_BENDS))
+    ratio = np.maximum(levels, levels[1]) / np.maximum(levels[asked[nearest]], levels[1])
+    tilt = tilt - np.round(np.log(ratio) / np.log(_RATIO)).astype(int)
+    return np.asarray(np.clip(tilt, 0, len(_SHARES) - 1) * len(_BENDS) + bend)
+
+
 def operator(
     rows: Rows, target: Target, tail: float, values: np.ndarray, optimistic: bool = False
 ) -> tuple[np.ndarray, Operator | None]:
@@ -301,7 +316,9 @@ def operator(
 
     def choose(row: int) -> np.ndarray:
         step, levels = _step(rows, row, target, tail), rows.levels[row]
-        return _tried(step, _ways(levels[-1] * _SHARES), levels, target, values)[0]
+        asked = np.unique(np.append(np.arange(0, len(levels), _LEVELS_APART), [1, len(levels) - 1]))
+        best = _tried(step, _ways(levels[-1] * _SHARES), levels[asked], target, values)[0]
+        return _spread(best, levels, asked)
 
     def make(number: int) -> "tuple[scipy.sparse.csr_matrix, np.ndarray]":
         row = near[number]
