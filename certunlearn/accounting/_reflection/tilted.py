@@ -283,7 +283,7 @@ def _tried(
 
 
 def _spread(best: np.ndarray, levels: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Ways for all levels, from the best of some: the bend and the share of the level of the nearest.
+    """Ways for all levels, from the best of some: the nearest's bend, and its share of the level.
 
     Args:
       best: int `[asked]`: numbers of ways, those of `_SHARES`.
