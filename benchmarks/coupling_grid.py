@@ -159,11 +159,13 @@ def table(results: dict[str, Any]) -> str:
         f"interpolation certifies the column's epsilon. Bold: beyond {TARGETS[0]} (no weight "
         f"decay, epsilon at most 2), {TARGETS[1]} (no weight decay) or {TARGETS[2]} (weight "
         f"decay). {met} of {len(cells)} cells are within.\n\n"
-        "Why others are not. Without weight decay, steps beyond 48 are merged, which costs 1%, and "
-        "the default tables cost 2% to 3%, more at delta 1e-8 (`cu.epsilon_bracket` says how much, "
-        "and refines). With weight decay and many steps the runs have almost surely met: epsilon "
-        "is nearly 0, and delta so flat as a function of it that a ratio of epsilons says little, "
-        "as a few per cent more noise make up for it; and mirrors are not the best pairing there."
+        "Why others are not. Runs of more steps than some dozens have mirrors only, as tilted pairs "
+        "would take minutes or, where steps are merged, are not proved. Without weight decay that "
+        "and merging cost 1%, and the default tables 2% to 3%, more at delta 1e-8 "
+        "(`cu.epsilon_bracket` says how much, and refines). With weight decay mirrors are not the "
+        "best pairing; and after many steps the runs have almost surely met: epsilon is nearly 0, "
+        "and delta so flat as a function of it that a ratio of epsilons says little, as a few per "
+        "cent more noise make up for it."
     )
     single = [
         "Single games, and what each should be at most: a multiple of the attack's epsilon, or an "
