@@ -102,6 +102,31 @@ def test_cells_are_those_of_the_definition(separation, theta, bend):
     assert np.all(at_nodes[True] > 0.95)
 
 
+@pytest.mark.parametrize("separation", [0.5, 2.0, 6.0])
+def test_no_pair_has_a_negative_level(separation):
+    """Where tilts are above L the line falls with the distance: cells end before it is below 0."""
+    levels, step = np.linspace(0.2, 3, 6) * separation, step_of(separation)
+    cuts, weight, line, rest = weigh(step, levels, 1.1, 0.06)
+    slope = (levels - cuts.tilt) / step.rho
+    exact = cuts.alpha + slope[:, None] * step.nodes
+    below = (exact < 0) & (np.arange(len(step.nodes)) <= cuts.used[:, None])
+    assert below.any()
+    assert np.all(weight[below] == 0)
+    np.testing.assert_array_equal(line[weight > 0], exact[weight > 0])
+    # What those cells hold counts as 1.
+    positive = _gaussian.delta(levels, separation / step.time**0.5)
+    assert np.all(positive <= weight.sum(axis=1) + rest)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_lines_are_on_their_side_of_the_exponential(lower):
+    exponent, u = np.linspace(-3, 3, 61)[:, None], np.linspace(0, 1, 41)
+    start, rise = tilted._line(exponent, lower)
+    over = start + rise * u - np.exp(exponent * u)
+    assert np.all((over <= 1e-12) if lower else (over >= -1e-12))
+    assert np.all(np.abs(over) <= exponent**2 / 8 * np.exp(np.abs(exponent)) + 1e-12)
+
+
 def test_blocks_of_several_noises_have_mirrors_only():
     run = blocks.blocks(at_nominal(2.0, 0.5, 0.1, 8, 8.0, 1e-5), 2)
     assert run.several.all()
