@@ -159,7 +159,7 @@ def table(results: dict[str, Any]) -> str:
         f"interpolation certifies the column's epsilon. Bold: beyond {TARGETS[0]} (no weight "
         f"decay, epsilon at most 2), {TARGETS[1]} (no weight decay) or {TARGETS[2]} (weight "
         f"decay). {met} of {len(cells)} cells are within.\n\n"
-        "Why others are not. Runs of more steps than some dozens have mirrors only, as tilted pairs "
+        "Why others are not. Runs of more than some dozens of steps have mirrors only: tilts "
         "would take minutes or, where steps are merged, are not proved. Without weight decay that "
         "and merging cost 1%, and the default tables 2% to 3%, more at delta 1e-8 "
         "(`cu.epsilon_bracket` says how much, and refines). With weight decay mirrors are not the "
