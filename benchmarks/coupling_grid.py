@@ -2,9 +2,9 @@
 
     python benchmarks/coupling_grid.py
 
-writes coupling-grid/results.json and table.md beside this file: about three quarters of an hour on
-two cores. A run that was cut off goes on where it was: what it has worked out is kept in
-coupling-grid/unfinished.jsonl until all is done; delete that file if the package has changed since.
+writes coupling-grid/results.json and table.md beside this file: about an hour. A run that was cut
+off goes on where it was: what it has worked out is kept in coupling-grid/unfinished.jsonl until all
+is done; delete that file if the package has changed since.
 
 A cell is a run of T steps whose shifts add up to the initial distance, with the noise at which
 exact shifted interpolation certifies the nominal epsilon; `product` is learning rate times weight
@@ -169,7 +169,8 @@ def table(results: dict[str, Any]) -> str:
     )
     single = [
         "Single games, and what each should be at most: a multiple of the attack's epsilon, or an "
-        "epsilon where there is no attack. Bold: beyond it.",
+        "epsilon where there is no attack. Bold: beyond it. At the smallest deltas windows are so "
+        "wide that finer tables would take too much memory.",
         "",
         "| game | attack to coupling | at most |",
         "|---|---|---|",
