@@ -215,22 +215,11 @@ def test_table_lines_are_aligned(short):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("CERTUNLEARN_DATA_DIR"), reason="no CERTUNLEARN_DATA_DIR")
-def test_mnist_end_to_end(tmp_path, monkeypatch):
-    """On a sixth of the images, in a sixth of the steps that have no noise."""
-    whole, settings = data.mnist, run.SETTINGS["mnist"]
-
-    def part(*where):
-        found = whole(*where)
-        assert len(found.train["y"]) == 60_000
-        train = {name: rows[:10_000] for name, rows in found.train.items()}
-        return dataclasses.replace(found, train=train)
-
-    steps = {"train_steps": settings.train_steps // 6, "finetune_steps": 600}
-    settings = dataclasses.replace(settings, **steps)
-    monkeypatch.setattr(data, "mnist", part)
-    monkeypatch.setitem(run.SETTINGS, "mnist", settings)
+def test_mnist_end_to_end(tmp_path):
     assert cli.main(["demo", "--dataset", "mnist", "--out", str(tmp_path)]) == 0
-    check_files(tmp_path, settings.noisy_steps, settings.noisy_steps + settings.finetune_steps)
+    settings = run.SETTINGS["mnist"]
+    total = settings.noisy_steps + settings.finetune_steps
+    check_files(tmp_path, settings.noisy_steps, total)
 
 
 @pytest.mark.slow

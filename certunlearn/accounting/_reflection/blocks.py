@@ -30,11 +30,10 @@ _LITTLE, _NEAR = 0.15, 5.0
 MOST_WORK = 2_500_000
 _FEWER = 0.8  # blocks or nodes that are tried next, as a share of those that take too long
 _LEAST_GAP, _USUAL_GAP = 0.08, 0.15
-# Tilted pairs are tried where that takes no longer than so many entries for a level do, twice as
-# many where blocks of one noise forget so much, on average over all; and with the finer of these
-# gaps where it takes no longer than so many.
-_MOST_TILTED_WORK, _MUCH_FORGOTTEN = 450_000, 0.01
-_FINER_GAPS, _MOST_FINER_WORK = (0.1, 0.12), 200_000
+# Tilted pairs are tried with the first of these gaps at which that takes no longer than so many
+# entries for a level do; with the first only, unless blocks of one noise forget so much, on average
+# over all: without forgetting fine tables gain more.
+_TILTED_TABLES, _MUCH_FORGOTTEN = ((0.1, 200_000), (0.12, 200_000), (0.15, 900_000)), 0.015
 # Where delta is so small that windows are wider than so many deviations, gaps may be wider, too.
 _USUAL_TAIL = 10.5
 
@@ -149,14 +148,13 @@ def last_of_alike(run: Blocks, most: int) -> Blocks:
 def resolution(run: Blocks, delta: float) -> Resolution:
     """How fine tables are: the fewer the blocks, the finer.
 
-    Tilted pairs gain more than fine tables do, for about as much work: most where steps forget.
+    Where steps forget, or are few, tilted pairs gain more than fine tables do, for about as much
+    work.
     """
     if not run.several.all():
         forgotten = np.maximum(1 - run.contraction, 0)[~run.several].sum() / len(run.noise)
-        usual = _MOST_TILTED_WORK * (2 if forgotten > _MUCH_FORGOTTEN else 1)
-        for gap in (*_FINER_GAPS, _USUAL_GAP):
+        for gap, most in _TILTED_TABLES if forgotten > _MUCH_FORGOTTEN else _TILTED_TABLES[:1]:
             tables = Resolution(gap, 128, tilted=True)
-            most = usual if gap == _USUAL_GAP else _MOST_FINER_WORK
             if node_tables.work(run, delta, tables) < most:
                 return tables
     gap = _USUAL_GAP * math.sqrt(len(run.noise) / BLOCKS)

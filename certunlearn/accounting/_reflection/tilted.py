@@ -18,9 +18,9 @@ import scipy  # its parts load when they are first used
 
 from certunlearn.accounting._reflection.kernel import Operator, Rows, Target
 
-# Ways to cut that are tried: tilts, each this many times the next in tables and where one row is
-# asked, by bends, which are in units of the noise's inverse variance.
-_RATIO, _FINER = 1.1, 1.1
+# Ways to cut that are tried: tilts, each this many times the next, by bends, which are in units of
+# the noise's inverse variance.
+_RATIO = 1.1
 _BENDS = np.array([0.0, 0.012, 0.025, 0.04, 0.06])
 # For a level L, tilts from and to these shares of it are tried; at every so many rows and levels.
 _LEAST_TILT, _MOST_TILT, _ROWS_APART, _LEVELS_APART = 0.03, 1.1, 8, 8
@@ -344,8 +344,8 @@ def least(
     if positive.any():
         levels = epsilons[positive]
         # The same tilts whatever else is asked.
-        ends = np.log([_LEAST_TILT * levels.min(), _MOST_TILT * levels.max()]) / np.log(_FINER)
-        tilts = _FINER ** np.arange(np.ceil(ends[0]), ends[1])
+        ends = np.log([_LEAST_TILT * levels.min(), _MOST_TILT * levels.max()]) / np.log(_RATIO)
+        tilts = _RATIO ** np.arange(np.ceil(ends[0]), ends[1])
         grid = _tried(step, _ways(tilts), levels, target, values)[1]
         # One ratio for all pairs, which is best where a reset follows.
         even = cut(step, levels, np.zeros(len(levels)))
