@@ -8,7 +8,6 @@ L + m (D - rho) at distance D. Everything is float64, switched on locally.
 
 import concurrent.futures
 import functools
-import operator as operator_module
 from typing import Any, NamedTuple
 
 import jax
@@ -68,28 +67,61 @@ class Rows(NamedTuple):
     thetas: np.ndarray
 
 
+class Entries(NamedTuple):
+    """Entries of a step's matrix, two for each: at a level of a node, and at the node's next.
+
+    Attributes:
+      low: float64 `[states, entries]`: weights of the values at the level; all the weight, if
+        values are interpolated geometrically.
+      high: float64 `[states, entries]`: of those at the next; or the share of the next.
+      place: int32 `[states, entries]`: which of the flattened values is that at the level.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    place: np.ndarray
+
+    def times(self, values: np.ndarray, geometric: bool = False) -> np.ndarray:
+        """float64 `[states]`, from values float64 `[places]`."""
+        if geometric:
+            logs = np.log(np.maximum(values, 1e-300))
+            low, high = logs[self.place], logs[self.place + 1]
+            return np.asarray(np.sum(self.low * np.exp(low + (high - low) * self.high), axis=1))
+        return _product(self.low, self.place, values) + _product(self.high, self.place, values[1:])
+
+
+def _product(weights: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    states, entries = places.shape
+    parts = (weights.reshape(-1), places.reshape(-1), np.arange(states + 1) * entries)
+    return np.asarray(scipy.sparse.csr_matrix(parts, shape=(states, len(values))) @ values)
+
+
+_Arrays = tuple[jax.Array, jax.Array, jax.Array]  # `Entries`, as compiled
+
+
 class Operator(NamedTuple):
     """A step as a matrix: values before it are `matrix @ values after it + rest`.
 
     Attributes:
-      matrix: of some rows each, all their levels. Values after the step are `[2, nodes, columns]`:
-        at nodes that are hit almost surely, and at those that may be missed.
+      matrix: for some states each, all their entries. Values after the step are
+        `[2, nodes, columns]`: at nodes that are hit almost surely, and at those that may be missed.
       rest: float64 `[rows * columns]`: mass that no node stands for, counted as 1.
-      geometric: whether entries are pairs of a weight and the share of the upper of two levels, to
-        be interpolated geometrically, and not two weights.
+      geometric: whether values between two levels are interpolated geometrically.
     """
 
-    matrix: "tuple[scipy.sparse.csr_matrix, ...]"
+    matrix: tuple[tuple[Entries, ...], ...]
     rest: np.ndarray
     geometric: bool
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """float64 `[rows * columns]`."""
         flat = values.reshape(-1)
-        apply = _geometric if self.geometric else operator_module.matmul
+
+        def times(parts: tuple[Entries, ...]) -> np.ndarray:
+            return np.asarray(sum(part.times(flat, self.geometric) for part in parts))
+
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            parts = list(pool.map(lambda matrix: apply(matrix, flat), self.matrix))
-        return np.concatenate(parts) + self.rest
+            return np.concatenate(list(pool.map(times, self.matrix))) + self.rest
 
 
 def operator(
@@ -108,14 +140,13 @@ def operator(
     """
     count = len(rows.separation)
     inverse = 1 / np.expm1(target.spacing)
-    shape = (2 * len(target.nodes) * target.columns,)
 
-    def run(start: int) -> "tuple[scipy.sparse.csr_matrix, np.ndarray]":
+    def run(start: int) -> tuple[tuple[Entries, ...], np.ndarray]:
         # The same number of rows at a time, so that one compiled function serves all.
         take = np.minimum(np.arange(start, start + _CHUNK), count - 1)
         # Both settings are the thread's own. An accountant runs on the host.
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            found = _weights(
+            found, rest = _weights(
                 Rows(*(field[take] for field in rows)),
                 target.nodes,
                 target.spacing,
@@ -127,28 +158,16 @@ def operator(
                 merged=merged,
                 optimistic=optimistic,
             )
-            data, place, rest = (np.asarray(x)[: count - start] for x in found)
-        states, entries = rest.size, data.size // rest.size
-        ends = np.arange(states + 1, dtype=np.int32) * entries
-        matrix = scipy.sparse.csr_matrix(
-            (data.reshape(-1), place.reshape(-1), ends), shape=(states, *shape)
+        used = count - start
+        parts = tuple(
+            Entries(*(np.asarray(x)[:used].reshape(-1, x.shape[-1]) for x in part))
+            for part in found
         )
-        return matrix, rest.reshape(-1)
+        return parts, np.asarray(rest)[:used].reshape(-1)
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        done = list(pool.map(run, range(0, count, _CHUNK)))
-    return Operator(
-        tuple(d[0] for d in done), np.concatenate([d[1] for d in done]), geometric=optimistic
-    )
-
-
-def _geometric(matrix: "scipy.sparse.csr_matrix", values: np.ndarray) -> np.ndarray:
-    weight, share = matrix.data.reshape(matrix.shape[0], -1, 2).transpose(2, 0, 1)
-    low = matrix.indices.reshape(matrix.shape[0], -1, 2)[..., 0]
-    logs = np.log(np.maximum(values, 1e-300))
-    return np.asarray(
-        np.sum(weight * np.exp(logs[low] + (logs[low + 1] - logs[low]) * share), axis=1)
-    )
+        matrix, rests = zip(*pool.map(run, range(0, count, _CHUNK)), strict=True)
+    return Operator(matrix, np.concatenate(rests), geometric=optimistic)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "merged", "optimistic"))
@@ -164,15 +183,14 @@ def _weights(
     window: int,
     merged: bool,
     optimistic: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Per row: weights and places `[columns, window + 1, 2]`, and the rest `[columns]`."""
+) -> tuple[list[_Arrays], jax.Array]:
+    """Per row: entries `[columns, window]`, for steps not merged also others, and the rest."""
     length = rows.moments.shape[-1]
 
     def one(row: Any) -> Any:
         ahead = jax.lax.dynamic_slice_in_dim(nodes, row.first, length)
 
-        def part(columns_of_part: Any) -> Any:
-            levels, thetas = columns_of_part
+        def part(levels: jax.Array, thetas: jax.Array) -> Any:
             slope = (1 - thetas) * levels / row.separation
             edge = row.separation - 2 * jnp.min(slope) * row.time + reach
             offset = jnp.clip(jnp.sum(ahead < edge) + 1 - window, 0, length - window)
@@ -182,11 +200,11 @@ def _weights(
                 row._replace(first=first, moments=moments, levels=levels, thetas=thetas), slope
             )
 
-        parts = (row.levels.reshape(PARTS, -1), row.thetas.reshape(PARTS, -1))
-        found = jax.lax.map(part, parts)
+        shape = (PARTS, -1)
+        found = jax.vmap(part)(row.levels.reshape(shape), row.thetas.reshape(shape))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
-    def states(row: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def states(row: Any, slope: jax.Array) -> tuple[list[_Arrays], jax.Array]:
         cut = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=row.first, slice_size=window
         )
@@ -194,39 +212,49 @@ def _weights(
         last = jnp.minimum(size - 1 - row.first, window - 1)
         number = row.first + jnp.arange(window)
         base = (number + jnp.where(number > row.near, len(nodes), 0)) * columns
+        node = _Node(cut(spacing), cut(inverse), base.astype(jnp.int32))
         if merged:
             line = row.levels[:, None] + slope[:, None] * (r - row.separation)
             weight = _killed(row, slope, last, optimistic)
-            at_start, extra = jnp.zeros_like(slope), jnp.zeros_like(slope)
-            begin = jnp.zeros(slope.shape, int)
         else:
             weight, line, begin, at_start, extra = _paired(row, slope, r, last, optimistic)
         # Moments are in units of the density at the node; this is it, tilted.
         away = r - row.separation + 2 * slope[:, None] * row.time
         weight = weight * jnp.exp(-(away**2) / (8 * row.time))
-        # One more entry: the mass between z* and the next node.
-        weight = jnp.append(weight, extra[:, None], axis=1)
-        line = jnp.append(line, at_start[:, None], axis=1)
-        begin = begin[:, None]
-
-        def with_start(values: jax.Array) -> jax.Array:
-            values = jnp.broadcast_to(values, (len(slope), window))
-            return jnp.append(values, jnp.take_along_axis(values, begin, axis=1), axis=1)
-
-        width = with_start(cut(spacing))
-        level = jnp.clip((line / width).astype(jnp.int32), 0, columns - 2)
-        over = jnp.clip(line - level * width, 0, width)
-        # The chord in e^L; rounded down, for values fall and the truncated series is below e^x - 1.
-        share = jnp.clip((over + over**2 / 2 + over**3 / 6) * with_start(cut(inverse)), 0, 1)
-        place = with_start(base) + level
-        places = jnp.stack([place, place + 1], axis=-1).astype(jnp.int32)
+        entries = [_entries(weight, line, node, columns, optimistic)]
+        if not merged:  # the mass between z* and the next node
+            at = _Node(*(field[begin] for field in node))
+            more = _entries(extra, at_start, at, columns, optimistic)
+            entries.append((more[0][:, None], more[1][:, None], more[2][:, None]))
         if optimistic:
-            return jnp.stack([weight, over / width], axis=-1), places, jnp.zeros_like(slope)
-        data = (1 + _RELATIVE) * weight[..., None] * jnp.stack([1 - share, share], axis=-1)
-        return data, places, _ABSOLUTE + _outside(row, slope, r, last)
+            return entries, jnp.zeros_like(slope)
+        return entries, _ABSOLUTE + _outside(row, slope, r, last)
 
-    found: tuple[jax.Array, jax.Array, jax.Array] = jax.lax.map(one, rows)
+    found: tuple[list[_Arrays], jax.Array] = jax.lax.map(one, rows)
     return found
+
+
+class _Node(NamedTuple):
+    """What entries need of a node: its spacing, 1 / (e^spacing - 1), and its level 0's place."""
+
+    spacing: jax.Array
+    inverse: jax.Array
+    base: jax.Array
+
+
+def _entries(
+    weight: jax.Array, line: jax.Array, node: _Node, columns: jax.Array, optimistic: bool
+) -> _Arrays:
+    """Weights at L = `line` of a node each, shared by the levels around it."""
+    level = jnp.clip((line / node.spacing).astype(jnp.int32), 0, columns - 2)
+    over = jnp.clip(line - level * node.spacing, 0, node.spacing)
+    place = (node.base + level).astype(jnp.int32)
+    if optimistic:
+        return weight, over / node.spacing, place
+    # The chord in e^L; rounded down, for values fall and the truncated series is below e^x - 1.
+    share = jnp.clip((over + over**2 / 2 + over**3 / 6) * node.inverse, 0, 1)
+    weight = (1 + _RELATIVE) * weight
+    return weight * (1 - share), weight * share, place
 
 
 def _outside(row: Rows, slope: jax.Array, r: jax.Array, last: jax.Array) -> jax.Array:
@@ -267,26 +295,27 @@ def _paired(
     star = 2 * theta * level * t / row.separation  # positive mass begins at this distance
     begun = r >= star
     cell = begun & (jnp.arange(window) < last)
-    shrink = jnp.exp(-2 * rate * star)
-    steps = -rate * jnp.maximum(r + h / 2 - star, 0)
-    middle = jnp.exp(steps)  # e^L q / p
-    less, more = jnp.maximum(-jnp.expm1(steps), 1e-12), -jnp.expm1(steps - 2 * rate * star)
+    lost = -jnp.expm1(-2 * rate * star)
+    # In the middle of a cell: 1 - e^L q / p, that quotient, and 1 less its share that is not lost.
+    less = jnp.maximum(-jnp.expm1(-rate * jnp.maximum(r + h / 2 - star, 0)), 1e-12)
+    middle = 1 - less
+    more = less + middle * lost
 
     # 1 - e^L q / p is concave: below its tangent in the middle of a cell, above its chord.
     if optimistic:
         node = jnp.exp(-rate * jnp.maximum(r - star, 0))
         start, rise = 1 - node, node - _next(node)
-        gain = jnp.log((1 - node * shrink) / jnp.maximum(1 - node, 1e-12))
+        gain = jnp.log((1 - node * (1 - lost)) / jnp.maximum(1 - node, 1e-12))
     else:
         rise = rate * h * middle
-        start = -jnp.expm1(steps) - rise / 2
+        start = less - rise / 2
         # The gain is convex: chords of these node values lie below its tangents.
         tangent = jnp.log(more / less)
-        fall = rate * h / 2 * middle * (1 / less - shrink / more)
+        fall = rate * h / 2 * middle * lost / (less * more)
         # Where a tangent ends below 0 the cell goes without: a raised end would lift the chord.
-        ends = jnp.where(tangent >= fall, 1.0, 0.0)
-        before = jnp.where(cell, (tangent - fall) * ends, jnp.inf)
-        after = jnp.where(cell, (tangent + fall) * ends, jnp.inf)
+        gains = cell & (tangent >= fall)
+        before = jnp.where(cell, jnp.where(gains, tangent - fall, 0.0), jnp.inf)
+        after = jnp.where(cell, jnp.where(gains, tangent + fall, 0.0), jnp.inf)
         gain = jnp.minimum(after, _previous(before, jnp.inf))
     gain = jnp.where((theta > 0) & begun, jnp.clip(gain, 0, _MOST_GAIN), 0)
 
@@ -294,13 +323,12 @@ def _paired(
     # node, and e^(-x (1 - u)) <= 1 - x (1 - u) + k (1 - u)^2 on the way up to its second.
     x = (_next(gain) - gain) / 2
     m0, m1, m2, m3, m4 = row.moments
-    k = _quadratic(x, optimistic)
+    k, k_up = _quadratic(x, optimistic), _quadratic(-x, optimistic)
     down = start * (m0 + (x - 1) * m1 + (k - x) * m2 - k * m3) + rise * (
         m1 + (x - 1) * m2 + (k - x) * m3 - k * m4
     )
-    k = _quadratic(-x, optimistic)
-    b1, b2 = 1 - x + k, x - 2 * k
-    up = start * (b1 * m1 + b2 * m2 + k * m3) + rise * (b1 * m2 + b2 * m3 + k * m4)
+    b1, b2 = 1 - x + k_up, x - 2 * k_up
+    up = start * (b1 * m1 + b2 * m2 + k_up * m3) + rise * (b1 * m2 + b2 * m3 + k_up * m4)
     # Moments are in units of the density at a cell's first node.
     up = up * jnp.exp(h * (2 * (r - row.separation) + h) / (8 * t))
     if optimistic:  # the way to the node takes time

@@ -167,9 +167,9 @@ def solve(
         for repeat in range(again):
             if repeat:
                 values = _missed(table, size, window, tail, bool(blocks.merged[t]), optimistic)
-                unmerged = _missed(table, size, window, tail, False, optimistic)
             found = step(values).reshape(levels.shape)
             if pooled is not None:
+                unmerged = _missed(table, size, window, tail, False, optimistic)
                 found[near] = np.fmin(found[near], pooled(unmerged).reshape(len(near), -1))
             found[separations > target.nodes[target.size - 1]] = 1
             table = node_levels.met(Table(nodes, top, np.minimum(found, 1)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts load when they are first used
 
-from certunlearn.accounting._reflection.kernel import Operator, Rows, Target
+from certunlearn.accounting._reflection.kernel import Entries, Operator, Rows, Target
 
 # Ways to cut that are tried: tilts, each this many times the next, by bends, which are in units of
 # the noise's inverse variance.
@@ -226,22 +226,19 @@ def _line(exponent: np.ndarray, lower: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.ones_like(exponent), np.expm1(np.minimum(exponent, _HIGHEST))
 
 
-def _entries(
-    step: Step, weight: np.ndarray, line: np.ndarray, target: Target
-) -> tuple[np.ndarray, np.ndarray]:
-    """What stands for each weight in a matrix, and in which columns, `[states, nodes, 2]` each."""
+def _entries(step: Step, weight: np.ndarray, line: np.ndarray, target: Target) -> Entries:
+    """Weights and L at the nodes, `[states, nodes]` each, shared by the levels around L."""
     number = np.arange(len(step.nodes))
     width = target.spacing[: len(number)]
     level = np.minimum(line / width, target.columns - 2).astype(np.int32)
     over = np.clip(line - level * width, 0, width)
     base = (number + np.where(number > step.near, len(target.nodes), 0)) * target.columns
     place = (base + level).astype(np.int32)
-    places = np.stack([place, place + 1], axis=-1)
     if step.optimistic:
-        return np.stack([weight, over / width], axis=-1), places
+        return Entries(weight, over / width, place)
     # The chord in e^L; rounded down, for values fall and the truncated series is below e^x - 1.
     share = np.clip((over + over**2 / 2 + over**3 / 6) / np.expm1(width), 0, 1)
-    return weight[..., None] * np.stack([1 - share, share], axis=-1), places
+    return Entries(weight * (1 - share), weight * share, place)
 
 
 def _step(rows: Rows, row: int, target: Target, tail: float, optimistic: bool = False) -> Step:
@@ -253,13 +250,9 @@ def _step(rows: Rows, row: int, target: Target, tail: float, optimistic: bool = 
 
 def _matrix(
     step: Step, cuts: Cuts, which: np.ndarray, levels: np.ndarray, target: Target
-) -> "tuple[scipy.sparse.csr_matrix, np.ndarray]":
+) -> tuple[Entries, np.ndarray]:
     weight, line, rest = weights(step, cuts, which, levels)
-    data, places = _entries(step, weight, line, target)
-    ends = np.arange(len(levels) + 1, dtype=np.int32) * (data.size // len(levels))
-    shape = (len(levels), 2 * len(target.nodes) * target.columns)
-    matrix = scipy.sparse.csr_matrix((data.reshape(-1), places.reshape(-1), ends), shape=shape)
-    return matrix, rest
+    return _entries(step, weight, line, target), rest
 
 
 def _ways(tilts: np.ndarray) -> np.ndarray:
@@ -277,7 +270,7 @@ def _tried(
     found = np.ones((len(levels), len(ways)))
     if len(state):
         matrix, rest = _matrix(step, cut(step, tilts, bends), which, levels[state], target)
-        found[state, which] = matrix @ values.reshape(-1) + rest
+        found[state, which] = matrix.times(values.reshape(-1)) + rest
     best = np.where(in_reach.any(axis=1), found.argmin(axis=1), len(ways) - 1)
     return best, found.min(axis=1)
 
@@ -320,7 +313,7 @@ def operator(
         best = _tried(step, _ways(levels[-1] * _SHARES), levels[asked], target, values)[0]
         return _spread(best, levels, asked)
 
-    def make(number: int) -> "tuple[scipy.sparse.csr_matrix, np.ndarray]":
+    def make(number: int) -> tuple[Entries, np.ndarray]:
         row = near[number]
         step, levels = _step(rows, row, target, tail, optimistic), rows.levels[row]
         used, which = np.unique(chosen[np.abs(some - number).argmin()], return_inverse=True)
@@ -330,7 +323,8 @@ def operator(
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         chosen = list(pool.map(choose, near[some]))
         matrices, rests = zip(*pool.map(make, range(len(near))), strict=True)
-    return near, Operator(matrices, np.concatenate(rests), geometric=optimistic)
+    matrix = tuple((each,) for each in matrices)
+    return near, Operator(matrix, np.concatenate(rests), geometric=optimistic)
 
 
 def least(
@@ -350,5 +344,5 @@ def least(
         # One ratio for all pairs, which is best where a reset follows.
         even = cut(step, levels, np.zeros(len(levels)))
         matrix, rest = _matrix(step, even, np.arange(len(levels)), levels, target)
-        found[positive] = np.minimum(grid, matrix @ values.reshape(-1) + rest)
+        found[positive] = np.minimum(grid, matrix.times(values.reshape(-1)) + rest)
     return found
