@@ -92,7 +92,8 @@ class Entries(NamedTuple):
 
 def _product(weights: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     states, entries = places.shape
-    parts = (weights.reshape(-1), places.reshape(-1), np.arange(states + 1) * entries)
+    ends = np.arange(states + 1, dtype=np.int32) * entries
+    parts = (weights.reshape(-1), places.reshape(-1), ends)
     return np.asarray(scipy.sparse.csr_matrix(parts, shape=(states, len(values))) @ values)
 
 
