@@ -38,17 +38,21 @@ from certunlearn.accounting._reflection.blocks import (
     last_of_alike,
     variants,
 )
-from certunlearn.accounting._reflection.node_tables import Resolution, Solved
+from certunlearn.accounting._reflection.node_tables import Solved
 from certunlearn.accounting.accountant_base import LEAST_NOISE_SCALE
 
 _REFINEMENTS = 3
-# A search for a noise scale, in logarithms of it: its longest step towards more noise, the share of
-# a step towards less that it dares, and when it is content, on coarse tables and on fine ones.
-_STRIDE, _SHORT, _GUESS, _NEAR = 0.5, 0.92, 0.03, 0.006
-_SOLUTIONS = 8  # on either tables, at most
-# What finer tables save, in the logarithm of the noise, at their usual gap, and how it grows with
-# the gap: measured on runs of 4 to 1,000 steps.
-_FINER, _USUAL_GAP, _POWER = 0.05, 0.15, 2.25
+# A search for a noise scale, in logarithms of it: its longest steps towards more noise and towards
+# less, what it adds to a step as a share of it, and how near is enough, on the coarser tables, on
+# coarse ones and on fine ones.
+_STRIDE, _LONGEST, _MARGIN = 0.5, 1.0, 0.08
+_ROUGH, _GUESS, _NEAR = (-0.09, 0.09), (-0.03, 0.03), (1e-4, 0.006)
+_SOLUTIONS = 8  # on any tables, at most
+# Gaps of coarser and of coarse tables, as multiples of the usual, and their levels.
+_COARSER, _COARSE = (2.8, 56), (1.6, 96)
+# What coarse tables gain over the coarser, mostly; what fine ones gain, as a share of that, and at
+# most, at this gap. Measured on runs of 40 to 10,000 steps; only where searches begin rests on it.
+_USUAL_GAIN, _SHARE, _MOST, _GAIN_GAP = 0.057, 0.25, 0.0235, 0.15
 _FAR = 30.0  # logarithms of ratios of delta beyond this all count as this
 
 # Below it float64's smallest numbers are no longer small beside it; interpolation is asked alone.
@@ -149,30 +153,34 @@ def _noise_scale_once(
     run, fine = affordable(steps._replace(noise=steps.noise * largest), delta)
     if len(run.noise) == 1 or delta < LEAST_DELTA:
         return largest
-    coarse = fine._replace(gap=fine.gap * 2, columns=56)
     top = math.log(largest)
     with _bar(progress) as advance:
 
         @functools.cache
-        def excess(log_scale: float, tables: Resolution) -> float:
+        def excess(log_scale: float, wider: float = 1.0, columns: int | None = None) -> float:
             solved = []
             for each in variants(steps._replace(noise=steps.noise * math.exp(log_scale))):
-                scaled, usual = affordable(each, delta)
-                # As the claim will be derived again, or coarser.
-                used = tables if tables.gap > usual.gap else usual
-                solved.append(node_tables.solve(scaled, delta, used, advance=advance))
+                scaled, tables = affordable(each, delta)
+                if columns is not None:
+                    tables = tables._replace(gap=tables.gap * wider, columns=columns)
+                solved.append(node_tables.solve(scaled, delta, tables, advance=advance))
             found = _profile(solved, epsilon)
             return min(max(math.log(max(found, 1e-300) / delta), -_FAR), _FAR)
 
-        # Coarse tables tell where to begin and the slope there.
-        start = _Search(top - _STRIDE, _gaussian_slope(epsilon, delta), top)
-        coarsely = _search(lambda at: excess(at, coarse), start, (-_GUESS, _GUESS))
-        # Where they hold, less what finer tables mostly gain, so that one solution is enough.
-        holds = coarsely.at - excess(coarsely.at, coarse) / coarsely.slope
-        at = min(holds - _FINER * (fine.gap / _USUAL_GAP) ** _POWER, top)
-        start = _Search(at, coarsely.slope, top)
+        # Coarse tables tell where to begin: where they hold, less what finer ones gain.
+        slope = _gaussian_slope(epsilon, delta)
+        start = _Search(top - _STRIDE, slope, top)
+        rough = _search(lambda at: excess(at, *_COARSER), start, _ROUGH)
+        rough_root = rough.at - excess(rough.at, *_COARSER) / rough.slope
+        # Secants through distant points are too steep; near ones bear out the guess.
+        start = _Search(min(rough_root - _USUAL_GAIN, top), (rough.slope + slope) / 2, top)
+        coarse = _search(lambda at: excess(at, *_COARSE), start, _GUESS)
+        root = coarse.at - excess(coarse.at, *_COARSE) / coarse.slope
+        gain = min(_SHARE * max(rough_root - root, 0.0), _MOST) * fine.gap / _GAIN_GAP
+        # To the middle of what is near enough, so that mostly one fine solution will do.
+        start = _Search(min(root - gain + sum(_NEAR) / 2, top), coarse.slope, top)
         # A little room, for the last digits of a recomputation.
-        found = _search(lambda at: excess(at, fine), start, (1e-4, _NEAR))
+        found = _search(excess, start, _NEAR)
     return min(largest, math.exp(found.best) * (1 + 1e-12))
 
 
@@ -195,24 +203,26 @@ def _search(
 ) -> _Search:
     """To where `excess` holds (is not positive) with as much room, in noise, as is `enough`.
 
-    Secants, always between what has failed and what has not.
+    Secants, always between what has failed and what has not, and through both where there are such.
     """
     at, slope, best = start
-    failed, before, value_before = -math.inf, math.nan, math.nan
+    failed, before = -math.inf, math.nan
+    values: dict[float, float] = {}
     for _ in range(_SOLUTIONS):
-        value = excess(at)
+        value = values[at] = excess(at)
         if value <= min(enough[0] * slope, 0.0):
-            best = at
+            best, across = at, failed
         else:
-            failed = at
-        if not math.isnan(before) and before != at:
-            slope = min((value - value_before) / (at - before), -1.0)
-        before, value_before = at, value
+            failed, across = at, best
+        other = across if across in values else before
+        if other in values and other != at:
+            slope = min((value - values[other]) / (at - other), start.slope / 3)
+        before = at
         if enough[0] <= value / slope <= enough[1] or best - failed < enough[1]:
             break
-        # Rather a little too much noise than a little too little, for that is in vain.
+        # To the middle of what is enough, and rather too much noise than too little: that is vain.
         step = -value / slope
-        at += max(-1.0, _SHORT * step) if step < 0 else min(_STRIDE, step + 0.2 * enough[1])
+        at += max(-_LONGEST, min(_STRIDE, step + sum(enough) / 2 + _MARGIN * abs(step)))
         if not failed < at < best:
             at = (best + max(failed, best - _STRIDE)) / 2
     return _Search(at, slope, best)
