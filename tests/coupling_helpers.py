@@ -17,7 +17,7 @@ def solve(steps, delta, length=None, merged=None, columns=64, tilted=False, **op
     run = blocks.blocks(steps, length)
     if merged is not None:
         run = run._replace(merged=np.full(len(run.noise), merged))
-    tables = solution.Resolution(0.15, columns, tilted)
+    tables = node_tables.Resolution(0.15, columns, tilted)
     return node_tables.solve(run, delta, tables, **options)
 
 

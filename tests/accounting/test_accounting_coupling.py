@@ -208,7 +208,7 @@ def test_the_optimistic_side_is_below_and_finer_tables_close_the_gap(merged):
     widths = []
     for gap, columns in ((0.25, 48), (0.12, 128)):
         run = blocks.blocks(steps, 1)._replace(merged=np.full(5, merged))
-        resolution = solution.Resolution(gap, columns, False)
+        resolution = node_tables.Resolution(gap, columns, False)
         above = node_tables.solve(run, 1e-5, resolution)
         below = node_tables.solve(run, 1e-5, resolution, above.policies, optimistic=True)
         widths.append([solution._epsilon(x, 1e-5, 9.0) for x in (below, above)])

@@ -21,7 +21,7 @@ from coupling_helpers import game
 from scipy.special import ndtr, ndtri
 
 from certunlearn.accounting import _gaussian
-from certunlearn.accounting._reflection import blocks, node_tables, solution
+from certunlearn.accounting._reflection import blocks, node_tables
 
 _CELLS, _FINE, _TANGENTS = 15, 800, 120  # of either side
 
@@ -101,7 +101,7 @@ def test_the_best_pairing_of_two_noises_without_a_shift_is_the_exact_gaussian(se
 
 def certified(separation, level, contraction, shift, tilted):
     steps = game(separation, [1.0, contraction], [0.0, shift], [1.0, 1.0])
-    tables = solution.Resolution(0.08, 64, tilted)
+    tables = node_tables.Resolution(0.08, 64, tilted)
     solved = node_tables.solve(blocks.blocks(steps, 1), 1e-5, tables)
     return float(node_tables.profile(solved, np.array([level]))[0])
 
