@@ -23,7 +23,6 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -39,15 +38,15 @@ from certunlearn.accounting._reflection.blocks import (
     variants,
 )
 from certunlearn.accounting._reflection.node_tables import Solved
+from certunlearn.accounting._reflection.noise_search import Search, search
 from certunlearn.accounting.accountant_base import LEAST_NOISE_SCALE
 
 _REFINEMENTS = 3
-# A search for a noise scale, in logarithms of it: its longest steps towards more noise and towards
-# less, what it adds to a step as a share of it, and how near is enough, on the coarser tables, on
-# coarse ones and on fine ones.
-_STRIDE, _LONGEST, _MARGIN = 0.5, 1.0, 0.08
+# How near the search for a noise scale is to end, in its logarithm: with the coarser tables, with
+# coarse ones and with fine ones, where it must hold.
 _ROUGH, _GUESS, _NEAR = (-0.09, 0.09), (-0.03, 0.03), (1e-4, 0.006)
-_SOLUTIONS = 8  # on any tables, at most
+# How far below interpolation's noise it begins.
+_BELOW = 0.5
 # Gaps of coarser and of coarse tables, as multiples of the usual, and their levels.
 _COARSER, _COARSE = (2.8, 56), (1.6, 96)
 # What coarse tables gain over the coarser, mostly; what fine ones gain, as a share of that, and at
@@ -169,63 +168,19 @@ def _noise_scale_once(
 
         # Coarse tables tell where to begin: where they hold, less what finer ones gain.
         slope = _gaussian_slope(epsilon, delta)
-        start = _Search(top - _STRIDE, slope, top)
-        rough = _search(lambda at: excess(at, *_COARSER), start, _ROUGH)
+        start = Search(top - _BELOW, slope, top)
+        rough = search(lambda at: excess(at, *_COARSER), start, _ROUGH)
         rough_root = rough.at - excess(rough.at, *_COARSER) / rough.slope
         # Secants through distant points are too steep; near ones bear out the guess.
-        start = _Search(min(rough_root - _USUAL_GAIN, top), (rough.slope + slope) / 2, top)
-        coarse = _search(lambda at: excess(at, *_COARSE), start, _GUESS)
+        start = Search(min(rough_root - _USUAL_GAIN, top), (rough.slope + slope) / 2, top)
+        coarse = search(lambda at: excess(at, *_COARSE), start, _GUESS)
         root = coarse.at - excess(coarse.at, *_COARSE) / coarse.slope
         gain = min(_SHARE * max(rough_root - root, 0.0), _MOST) * fine.gap / _GAIN_GAP
         # To the middle of what is near enough, so that mostly one fine solution will do.
-        start = _Search(min(root - gain + sum(_NEAR) / 2, top), coarse.slope, top)
+        start = Search(min(root - gain + sum(_NEAR) / 2, top), coarse.slope, top)
         # A little room, for the last digits of a recomputation.
-        found = _search(excess, start, _NEAR)
+        found = search(excess, start, _NEAR)
     return min(largest, math.exp(found.best) * (1 + 1e-12))
-
-
-class _Search(NamedTuple):
-    """Where a search for a root stands, in logarithms of the noise scale.
-
-    Attributes:
-      at: where to look next.
-      slope: of the excess there, negative.
-      best: the least that holds, of those looked at.
-    """
-
-    at: float
-    slope: float
-    best: float
-
-
-def _search(
-    excess: Callable[[float], float], start: _Search, enough: tuple[float, float]
-) -> _Search:
-    """To where `excess` holds (is not positive) with as much room, in noise, as is `enough`.
-
-    Secants, always between what has failed and what has not, and through both where there are such.
-    """
-    at, slope, best = start
-    failed, before = -math.inf, math.nan
-    values: dict[float, float] = {}
-    for _ in range(_SOLUTIONS):
-        value = values[at] = excess(at)
-        if value <= min(enough[0] * slope, 0.0):
-            best, across = at, failed
-        else:
-            failed, across = at, best
-        other = across if across in values else before
-        if other in values and other != at:
-            slope = min((value - values[other]) / (at - other), start.slope / 3)
-        before = at
-        if enough[0] <= value / slope <= enough[1] or best - failed < enough[1]:
-            break
-        # To the middle of what is enough, and rather too much noise than too little: that is vain.
-        step = -value / slope
-        at += max(-_LONGEST, min(_STRIDE, step + sum(enough) / 2 + _MARGIN * abs(step)))
-        if not failed < at < best:
-            at = (best + max(failed, best - _STRIDE)) / 2
-    return _Search(at, slope, best)
 
 
 def _gaussian_slope(epsilon: float, delta: float) -> float:
