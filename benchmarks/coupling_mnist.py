@@ -106,8 +106,11 @@ def noisy_update(mechanism: cu.GradientClipping, center: Any) -> Callable[..., A
 def batches_of(examples: jax.Array, keys: jax.Array, epochs: int) -> list[np.ndarray]:
     """Indices `[seeds, BATCH_SIZE]` for each step: every seed's own order of its own examples."""
     size = examples.shape[1]
-    shuffle = jax.vmap(lambda key, own, n: own[batches.epoch_order(key, n, size)], (0, 0, None))
-    orders = [np.asarray(shuffle(keys, examples, epoch)) for epoch in range(epochs)]
+    own = [*zip(keys, np.asarray(examples), strict=True)]
+    orders = [
+        np.stack([each[batches.epoch_order(key, epoch, size)] for key, each in own])
+        for epoch in range(epochs)
+    ]
     starts = range(0, size - BATCH_SIZE + 1, BATCH_SIZE)
     return [order[:, start : start + BATCH_SIZE] for order in orders for start in starts]
 

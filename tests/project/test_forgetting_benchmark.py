@@ -45,6 +45,34 @@ def test_the_attack_knows_members_where_they_differ(forgetting):
         assert found["tpr"] < 0.2 if shift else found["tpr"] < 0.05
 
 
+@pytest.mark.slow
+def test_every_kind_of_model_is_made_and_attacked(forgetting, monkeypatch):
+    small = {"POOL": 60, "FORGET": 6, "SHADOWS": 16, "TARGETS": 2, "TRAIN_STEPS": 40}
+    for name, value in small.items():
+        monkeypatch.setattr(forgetting, name, value)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 100)
+    pixels = 3 * np.eye(10, 784)[labels] + 0.1 * rng.standard_normal((100, 784))
+    rows = {"x": pixels.astype(np.float32), "y": labels.astype(np.int32)}
+    pool, test = ({k: v[part] for k, v in rows.items()} for part in (slice(60), slice(60, None)))
+    lots = forgetting.drawn(rng)
+    assert lots.targets.sum() == 2 * 30
+    assert lots.retain.sum() == 2 * 24
+    made = forgetting.networks(pool, lots, 0, 1e-3)
+    found = forgetting.attacked(forgetting.NET, made, pool, test, lots)
+    features = forgetting.linear_heads.random_features(1, {"retain": pool, "test": test})
+    made = forgetting.heads(features["retain"], lots)
+    found |= forgetting.attacked(forgetting.HEAD, made, features["retain"], features["test"], lots)
+    record = json.loads((ROOT / "benchmarks" / "forgetting" / "results.json").read_text())
+    assert found.keys() == record["models"].keys()
+    for runs in found.values():
+        assert [sorted(run) for run in runs] == [["auc", "test", "tpr"]] * 2
+    # Models that were trained on 30 rows know them; those that forgot or never saw some do not.
+    for name, runs in found.items():
+        area = np.mean([run["auc"] for run in runs])
+        assert area > 0.75 if "original" in name else area < 0.7
+
+
 def test_the_record(forgetting):
     folder = ROOT / "benchmarks" / "forgetting"
     record = json.loads((folder / "results.json").read_text())
