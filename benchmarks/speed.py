@@ -36,7 +36,7 @@ from certunlearn._numerics import files
 
 HERE = Path(__file__).parent.resolve()
 GPU = HERE / "gpu"
-LONGEST = 5.0  # an accountant that takes longer, in seconds, is not asked for more steps
+LONGEST = 60.0  # an accountant that takes longer, in seconds, is not asked for more steps
 
 
 class Plan:
