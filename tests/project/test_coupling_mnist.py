@@ -62,7 +62,7 @@ def test_a_small_run_writes_its_record_and_table(benchmark, monkeypatch, tmp_pat
             run = part["runs"][name]
             asked = cu.noise_scale(mechanism, epsilon=1.0, delta=1e-5, accountant=name)
             assert run["noise_scale"] == asked
-            # With that noise nothing of the model is left, but fine-tuning begins where it ended.
+            # So much noise leaves nothing of a model: before fine-tuning it guesses.
             assert np.mean(run["unlearned"][0]["test"]) < 0.5
         assert np.mean(part["retrained"][-1]["test"]) > 0.5
     table = (tmp_path / "table.md").read_text()
