@@ -51,7 +51,10 @@ def search(excess: Callable[[float], float], start: Search, enough: tuple[float,
         if other in values and other != at:
             slope = min((value - values[other]) / (at - other), start.slope * _FLATTEST)
         before = at
-        if enough[0] <= value / slope <= enough[1] or best - failed < enough[1]:
+        near = enough[0] <= value / slope <= enough[1]
+        if near and value <= 0:
+            best = at  # also where a steeper slope had just asked for more room
+        if near or best - failed < enough[1]:
             break
         # To the middle of what is enough, and rather too much noise than too little: that is vain.
         step = -value / slope
