@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import certunlearn as cu
-from certunlearn.accounting._reflection import node_tables, noise_search
+from certunlearn.accounting._reflection import node_tables, noise_search, solution
 
 ROOM = (1e-4, 0.006)
 GUESSED_SLOPE = -20.0
@@ -95,8 +95,9 @@ def test_mostly_one_fine_solution_is_enough(steps, monkeypatch):
     monkeypatch.setattr(node_tables, "solve", counted)
     mechanism = cu.GradientClipping(init_radius=1.0, clip_norm=1.0, learning_rate=0.01, steps=steps)
     targets = [(1.0, 1e-5), (1.5, 1e-5), (1.0, 1e-6), (2.0, 1e-5)]
+    solution._noise_scale_once.cache_clear()  # another test may have asked
     for epsilon, delta in targets:
         cu.noise_scale(mechanism, epsilon=epsilon, delta=delta, accountant="coupling")
     fine = sum(gap == min(gaps) for gap in gaps)
-    assert fine <= 1.25 * len(targets)
+    assert len(targets) <= fine <= 1.25 * len(targets)
     assert len(gaps) - fine <= 3.5 * len(targets)
